@@ -1,0 +1,97 @@
+"""What flows through named places of a model: activations, their gradients, and weights, seen one at a time.
+
+Nothing is kept: a visitor sees each tensor once, as it flows by, so that peak extra memory is one batch at one site.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Visit = Callable[[str, Tensor], None]
+Loss = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Sited(Protocol):
+    """A model whose places and matrices have names (`capture.sites`)."""
+
+    def sites(self) -> Mapping[str, nn.Module]: ...
+    def weights(self) -> Mapping[str, nn.Parameter]: ...
+
+
+@contextmanager
+def watching(places: Mapping[str, nn.Module], visit: Visit) -> Generator[None, None, None]:
+    """While open, call `visit(site, x)` with every tensor that leaves one of `places`; unhooked also after an error."""
+    with ExitStack() as hooks:
+        for name, module in places.items():
+
+            def see(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
+                visit(name, output)
+
+            hooks.enter_context(module.register_forward_hook(see))
+        yield
+
+
+def activations(model: nn.Module, places: Mapping[str, nn.Module], batches: Iterable[Tensor], visit: Visit) -> None:
+    """Run `model` on each batch of tokens [B, T] and show `visit` the tensor [B, T, C] of every place."""
+    with torch.no_grad(), watching(places, visit):
+        for tokens in batches:
+            model(tokens)
+
+
+def gradients(
+    model: nn.Module, places: Mapping[str, nn.Module], batches: Iterable[Tensor], loss: Loss, visit: Visit
+) -> None:
+    """Show `visit` the gradient of `loss(model, batch)` with respect to the activation of every place.
+
+    The parameters are left as they were: their gradients are neither computed nor touched.
+    """
+
+    def watch(name: str, x: Tensor) -> None:
+        if x.requires_grad:
+            x.register_hook(lambda gradient: visit(name, gradient))
+
+    with frozen(model), watching(places, watch):
+        for batch in batches:
+            # The embedding is the root of the graph: its output is made to require a gradient by the hook below.
+            with rooted(places):
+                loss(model, batch).backward()
+
+
+@contextmanager
+def rooted(places: Mapping[str, nn.Module]) -> Generator[None, None, None]:
+    """Make the first place reached a leaf that requires a gradient, so that frozen models have something to derive."""
+    done = False
+
+    def root(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
+        nonlocal done
+        if done:
+            return None
+        done = True
+        return output.detach().requires_grad_()
+
+    with ExitStack() as hooks:
+        for module in places.values():
+            hooks.enter_context(module.register_forward_hook(root, prepend=True))
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Generator[None, None, None]:
+    """Switch off gradients of all parameters, and restore each one's own setting."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    for parameter in before:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
+
+
+def weights(matrices: Mapping[str, nn.Parameter], visit: Visit) -> None:
+    """Show `visit` each matrix [out, in], detached."""
+    for name, parameter in matrices.items():
+        visit(name, parameter.detach())

@@ -1,0 +1,132 @@
+"""The names of the places in a model, and the patterns and scopes that select them.
+
+A decoder of L layers has `embed`, `blocks.0.*` to `blocks.L-1.*`, `final` and `logits`. In a pattern `*` stands for
+any run of characters within one part of a name and `**` for any number of parts: `blocks.*.out` selects the block
+outputs and not `blocks.0.attn.out`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Literal
+
+from qbench.models.spec import Wiring
+from qbench.names import UnknownName, suggestion
+
+Kind = Literal["activation", "gradient", "weight"]
+
+MOST_LAYERS = 256
+ATTENTION = ("attn.in", "attn.q", "attn.k", "attn.v", "attn.context", "attn.out")
+MLP = ("mlp.in", "mlp.pre", "mlp.hidden", "mlp.out")
+PLACES = ("in", *ATTENTION, "mid", *MLP, "out")
+MATRICES = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.pre", "mlp.out")
+CALIBRATION_SITES = ("gaussian", "laplace", "uniform", "student-t", "hot-channel", "sink-token")
+
+# Without a skip connection the stream after a sub-block is that sub-block's output: one place, one name.
+COPIES: Mapping[Wiring, Mapping[str, str]] = {
+    "residual": {},
+    "residual-free": {"attn.out": "mid", "mlp.out": "out"},
+}
+
+_LINEAR = ("blocks.*.attn.in", "blocks.*.attn.context", "blocks.*.mlp.in", "blocks.*.mlp.hidden")
+
+# What a scope selects in a model of `layers` layers.
+_OF_ACTIVATIONS: Mapping[str, Callable[[int], Sequence[str]]] = {
+    "all": lambda layers: ("**",),
+    "boundaries": lambda layers: ("blocks.*.out",),
+    "interior": lambda layers: [f"blocks.{block}.out" for block in range(layers - 1)],
+    "middle": lambda layers: (f"blocks.{layers // 2 - 1}.out",),
+    "linear": lambda layers: _LINEAR,
+}
+_OF_WEIGHTS: Mapping[str, Callable[[int], Sequence[str]]] = {
+    "all": lambda layers: ("**",),
+    "weights": lambda layers: ("blocks.**",),
+}
+SCOPES: Mapping[Kind, Mapping[str, Callable[[int], Sequence[str]]]] = {
+    "activation": _OF_ACTIVATIONS,
+    "gradient": _OF_ACTIVATIONS,
+    "weight": _OF_WEIGHTS,
+}
+
+
+def canonical(site: str, wiring: Wiring, layers: int) -> str:
+    """The one name of the place that `site` names; raises UnknownName.
+
+    >>> canonical("blocks.1.in", "residual", layers=2), canonical("blocks.1.mlp.out", "residual-free", layers=2)
+    ('blocks.0.out', 'blocks.1.out')
+    """
+    names = _activations(wiring, layers)
+    if site not in names:
+        raise _unknown(site, "activation", names)
+    return names[site]
+
+
+def all_sites(wiring: Wiring, layers: int) -> tuple[str, ...]:
+    """Canonical names of all places that hold an activation, in the order of the forward pass.
+
+    >>> len(all_sites("residual", layers=1)), len(all_sites("residual-free", layers=1))
+    (15, 13)
+    """
+    return tuple(dict.fromkeys(_activations(wiring, layers).values()))
+
+
+def all_weights(layers: int) -> tuple[str, ...]:
+    """Names of all weight matrices: a matrix is named by the place that it writes."""
+    blocks = [f"blocks.{block}.{matrix}" for block in range(layers) for matrix in MATRICES]
+    return ("embed", *blocks, "logits")
+
+
+@lru_cache(maxsize=4096)
+def resolve(pattern: str, kind: Kind, wiring: Wiring, layers: int) -> tuple[str, ...]:
+    """Canonical names that a scope or a pattern selects, in the order of the forward pass.
+
+    Raises UnknownName where it selects nothing: a measurement of no place is a mistake.
+
+    >>> resolve("interior", "activation", "residual", layers=3)
+    ('blocks.0.out', 'blocks.1.out')
+    >>> resolve("blocks.*.mlp.hiden", "activation", "residual", layers=3)
+    Traceback (most recent call last):
+    qbench.names.UnknownName: no activation site 'blocks.*.mlp.hiden'; did you mean 'blocks.*.mlp.hidden'? known: all, \
+boundaries, interior, middle, linear, embed, blocks.N.{in, attn.in, attn.q, attn.k, attn.v, attn.context, attn.out, \
+mid, mlp.in, mlp.pre, mlp.hidden, mlp.out, out}, final, logits
+    """
+    names = {n: n for n in all_weights(layers)} if kind == "weight" else _activations(wiring, layers)
+    scopes = SCOPES[kind]
+    wanted = [p.split(".") for p in (scopes[pattern](layers) if pattern in scopes else (pattern,))]
+    found = {names[name] for name in names if any(_matches(parts, name.split(".")) for parts in wanted)}
+    if not found:
+        raise _unknown(pattern, kind, names)
+    return tuple(dict.fromkeys(site for name in names if (site := names[name]) in found))
+
+
+def _activations(wiring: Wiring, layers: int) -> dict[str, str]:
+    """Every name of a place, with the canonical one."""
+    if not 1 <= layers <= MOST_LAYERS:
+        raise ValueError(f"sites are named for 1 to {MOST_LAYERS} layers, found {layers}")
+    copies = COPIES[wiring]
+    names = {"embed": "embed"}
+    for block in range(layers):
+        here = {place: f"blocks.{block}.{copies.get(place, place)}" for place in PLACES}
+        here["in"] = f"blocks.{block - 1}.out" if block else "embed"
+        names |= {f"blocks.{block}.{place}": site for place, site in here.items()}
+    return names | {"final": "final", "logits": "logits"}
+
+
+def _matches(pattern: Sequence[str], name: Sequence[str]) -> bool:
+    """Walk the pattern part by part, with the set of positions in the name that it may have reached."""
+    reached = {0}
+    for part in pattern:
+        if part == "**":
+            reached = set(range(min(reached), len(name) + 1)) if reached else reached
+        else:
+            reached = {i + 1 for i in reached if i < len(name) and fnmatchcase(name[i], part)}
+    return len(name) in reached
+
+
+def _unknown(pattern: str, kind: Kind, names: Mapping[str, str]) -> UnknownName:
+    inner = MATRICES if kind == "weight" else PLACES
+    generic = [f"blocks.*.{part}" for part in inner]
+    near = suggestion(pattern, [*SCOPES[kind], *generic, *names])
+    around = ("logits",) if kind == "weight" else ("final", "logits")
+    known = ", ".join((*SCOPES[kind], "embed", f"blocks.N.{{{', '.join(inner)}}}", *around))
+    return UnknownName(f"no {kind} site {pattern!r}{near} known: {known}")

@@ -1,0 +1,128 @@
+"""The same places run with quantized copies, then restored."""
+
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from qbench.quant.quantizer import Quantizer
+from qbench.quant.straight import fake
+
+SAMPLE = 16_384  # values in which distinct codes are counted: a full count would cost more than the forward pass
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a quantizer did to the first tensor that passed a place."""
+
+    levels: int
+    limit: int
+    changed: bool
+    values: int
+    bits: float
+
+
+@dataclass(slots=True)
+class Engagement:
+    """Proof that quantizers ran: which places (`kind:site`) they touched, and what they did there."""
+
+    places: dict[str, Seen] = field(default_factory=dict[str, Seen])
+
+    def note(self, place: str, quantizer: Quantizer, x: Tensor, y: Tensor) -> None:
+        """Look at the first tensor that passes `place`; later ones cost nothing."""
+        if place in self.places:
+            return
+        rows = x.detach().reshape(-1, x.shape[-1])[: max(1, SAMPLE // x.shape[-1])]
+        self.places[place] = Seen(
+            levels=int(quantizer.encode(rows).codes.unique().numel()),
+            limit=2**quantizer.spec.bits,
+            changed=not torch.equal(x.detach(), y.detach()),
+            values=x.numel(),
+            bits=quantizer.bits_per_value(x.shape) * x.numel(),
+        )
+
+    @property
+    def levels(self) -> int:
+        return max((seen.levels for seen in self.places.values()), default=0)
+
+    def bits(self, kind: str = "") -> float:
+        return sum(seen.bits for place, seen in self.places.items() if place.startswith(kind))
+
+    def values(self, kind: str = "") -> int:
+        return sum(seen.values for place, seen in self.places.items() if place.startswith(kind))
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must know before trusting the number; an overfull code book is an error, not a warning."""
+        for place, seen in self.places.items():
+            if seen.levels > seen.limit:
+                raise RuntimeError(f"{place} shows {seen.levels} levels, its code has {seen.limit}")
+        same = sorted(place for place, seen in self.places.items() if not seen.changed)
+        return (f"the error is exactly zero at {', '.join(same)}",) if same else ()
+
+
+@contextmanager
+def quantized(
+    places: Mapping[str, tuple[nn.Module, Quantizer]],
+    matrices: Mapping[str, tuple[nn.Parameter, Quantizer]],
+    gradients: Mapping[str, tuple[nn.Module, Quantizer]] | None = None,
+) -> Generator[Engagement, None, None]:
+    """While open, activations, weights and gradients of the named places are their quantized copies.
+
+    Activations and gradients pass straight through (`quant.straight`), so the model still trains; weights are
+    replaced in place and put back to the bit on the way out, also after an error.
+    """
+    engagement = Engagement()
+    backward = gradients or {}
+    with ExitStack() as undo:
+        for name, (parameter, quantizer) in matrices.items():
+            undo.enter_context(_replaced(f"weight:{name}", parameter, quantizer, engagement))
+        for name in dict.fromkeys((*places, *backward)):
+            module = (places.get(name) or backward[name])[0]
+            hook = _Hook(name, _second(places.get(name)), _second(backward.get(name)), engagement)
+            undo.enter_context(module.register_forward_hook(hook))
+        yield engagement
+
+
+def _second(pair: tuple[nn.Module, Quantizer] | None) -> Quantizer | None:
+    return None if pair is None else pair[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Hook:
+    """A forward hook that returns the quantized copy of what the module returned."""
+
+    name: str
+    forward: Quantizer | None
+    backward: Quantizer | None
+    engagement: Engagement
+
+    def __call__(self, _module: nn.Module, _inputs: object, x: Tensor) -> Tensor:
+        y = fake(x, self.forward, self.backward)
+        if self.forward is not None:
+            self.engagement.note(f"activation:{self.name}", self.forward, x, y)
+        if self.backward is not None and y.requires_grad:
+            y.register_hook(self._see)
+        return y
+
+    def _see(self, gradient: Tensor) -> None:
+        place = f"gradient:{self.name}"
+        if self.backward is not None and place not in self.engagement.places:
+            self.engagement.note(place, self.backward, gradient, self.backward.roundtrip(gradient))
+
+
+@contextmanager
+def _replaced(
+    name: str, parameter: nn.Parameter, quantizer: Quantizer, engagement: Engagement
+) -> Generator[None, None, None]:
+    original = parameter.detach().clone()
+    with torch.no_grad():
+        copy = quantizer.roundtrip(original)
+        engagement.note(name, quantizer, original, copy)
+        parameter.copy_(copy)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            parameter.copy_(original)

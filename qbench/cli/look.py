@@ -1,0 +1,141 @@
+"""`qbench validate`, `ls`, `show` and `doctor`: look at things, change nothing."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from qbench.cli.main import ERROR, GOOD
+
+Table = Iterable[Sequence[str]]
+
+
+def validate(options: argparse.Namespace) -> int:
+    """0 when the suite can be run as written; otherwise every mistake is printed and the exit code is 2."""
+    from qbench.cli.run import load_suite
+    from qbench.suite.plugins import install
+
+    install([Path(plugin) for plugin in options.plugin])
+    suite = load_suite(options)
+    print(f"{options.suite}: good; {len(suite.arms)} models, {len(suite.treatments)} treatments")
+    return GOOD
+
+
+def ls(options: argparse.Namespace) -> int:
+    from qbench.suite.plugins import install
+
+    install([Path(plugin) for plugin in options.plugin])
+    _print_table(LISTS[options.what]())
+    return GOOD
+
+
+def show(options: argparse.Namespace) -> int:
+    """A cell's spec, how it ended, its numbers and the tail of its log."""
+    from qbench.results.run import read
+
+    attempt = read(options.folder).cell(options.cell)
+    closing = attempt.closing
+    print(f"cell {closing.cell}: {closing.status}, attempt {closing.attempt}, {closing.seconds:.2f} s")
+    for label, lines in (("error", [closing.error]), ("warning", closing.warnings), ("log", closing.log)):
+        for line in filter(None, lines):
+            print(f"{label}: {line}")
+    print(json.dumps(closing.spec, indent=2))
+    _print_table(
+        [
+            (
+                record.site or record.scope or "model",
+                record.quantizer,
+                "" if record.step is None else f"step {record.step}",
+                name,
+                f"{value:.6g}",
+            )
+            for record in attempt.records
+            for name, value in record.values.items()
+        ]
+    )
+    return GOOD
+
+
+def doctor(_options: argparse.Namespace) -> int:
+    """What this machine can run; 4 where the main job could not run."""
+    from qbench.suite.device import gpu_names
+
+    wanted = {"torch": "run", "safetensors": "", "pytorch-optimizer": "run", "duckdb": "", "matplotlib": "figures"}
+    missing: list[str] = []
+    for name, extra in wanted.items():
+        try:
+            print(f"ok       {name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+            print(f"missing  {name}: pip install 'qbench-suite{f'[{extra}]' if extra else ''}'")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"ok       {cores} cores; one worker with one thread each is fastest")
+    print(f"{'ok      ' if gpu_names() else 'none    '} GPU {', '.join(gpu_names())}")
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    print(f"{'ok      ' if free > 1 else 'low     '} {free:.0f} GB free here")
+    writable = os.access(Path.cwd(), os.W_OK)
+    print(f"{'ok      ' if writable else 'no      '} this folder can be written")
+    compiler = shutil.which("c++") or shutil.which("g++")
+    print(f"{'ok      ' if compiler else 'none    '} C++ compiler for compiled kernels")
+    return ERROR if "torch" in missing or not writable or find_spec("duckdb") is None else GOOD
+
+
+def _suites() -> Table:
+    from qbench.suite.shipped import shipped
+
+    return [(suite.name, suite.question) for suite in shipped()]
+
+
+def _models() -> Table:
+    from qbench.models.catalog import MODELS
+
+    return [(name, row.description) for name, row in MODELS.items()]
+
+
+def _quantizers() -> Table:
+    from qbench.quant.catalog import QUANTIZERS
+    from qbench.quant.spec import bits_per_value
+
+    head = ("name", "bits/value at 1024x1024", "what", "source")
+    rows = [
+        (name, f"{bits_per_value(row.spec, (1024, 1024)):.3f}", row.meaning, row.source)
+        for name, row in QUANTIZERS.items()
+    ]
+    return [head, *rows]
+
+
+def _metrics() -> Table:
+    from qbench.metrics.catalog import METRICS
+
+    return [(name, row.unit, row.role, row.meaning, row.source) for name, row in METRICS.items()]
+
+
+def _data() -> Table:
+    from qbench.data.catalog import SOURCES
+
+    return [(name, row.meaning) for name, row in SOURCES.items()]
+
+
+LISTS: Mapping[str, Callable[[], Table]] = {
+    "suites": _suites,
+    "models": _models,
+    "quantizers": _quantizers,
+    "metrics": _metrics,
+    "data": _data,
+}
+
+
+def _print_table(rows: Table) -> None:
+    """Aligned columns; the last one is left as long as it is."""
+    table = [tuple(row) for row in rows]
+    if not table:
+        return
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]) - 1)]
+    for row in table:
+        cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
+        sys.stdout.write("  ".join([*cells, row[-1]]).rstrip() + "\n")

@@ -1,0 +1,164 @@
+"""The `qbench` command: which arguments there are, and what exit code an error becomes."""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import NoReturn
+
+GOOD, NO, USAGE, INCONCLUSIVE, ERROR = range(5)
+INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
+
+# Errors by the module and name of their class, so that nothing is imported to print a message.
+EXIT_CODES = {
+    "BadSuite": USAGE,
+    "UnknownName": USAGE,
+    "QuantizerName": USAGE,
+    "BadPlugin": USAGE,
+    "UsageError": USAGE,
+    "BadTable": USAGE,
+    "NoSuchCell": USAGE,
+    "NoRun": ERROR,
+    "BadData": ERROR,
+    "MissingExtra": ERROR,
+    "NoDevice": ERROR,
+    "FolderInUse": ERROR,
+    "CannotWrite": ERROR,
+    "BadRecords": ERROR,
+    "BadManifest": ERROR,
+    "BadEvidence": ERROR,
+}
+
+
+class UsageError(Exception):
+    """The command line asks for something that does not fit together."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints what was wrong and how to see the options; exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"qbench: {message}\n  try: {self.prog} --help\n")
+
+
+Command = argparse.ArgumentParser
+Commands = Mapping[str, tuple[str, str, Callable[[Command], None]]]
+
+
+def _suite(command: Command) -> None:
+    command.add_argument("suite", help="a suite file, or the name of a shipped one (qbench ls suites)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key or a param"
+    )
+    command.add_argument("--profile", metavar="NAME", help="one of the suite's profiles")
+    _plugin(command)
+
+
+def _plugin(command: Command) -> None:
+    command.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="catalog rows from outside")
+
+
+def _run(command: Command) -> None:
+    _suite(command)
+    command.add_argument("--out", metavar="DIR", help="where records go (default: results/<suite>)")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    command.add_argument("--workers", type=int, metavar="N", help="model groups at once (default: one per core or GPU)")
+    command.add_argument("--only", metavar="CELL", help="answer only the cells whose id starts with CELL")
+    command.add_argument("--dry-run", action="store_true", help="print cells, models and an estimate; train nothing")
+    command.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def _ls(command: Command) -> None:
+    command.add_argument("what", choices=("suites", "models", "quantizers", "metrics", "data"))
+    _plugin(command)
+
+
+def _report(command: Command) -> None:
+    command.add_argument("folder", help="a run folder")
+    command.add_argument("--out", metavar="FILE", help="where the page goes (default: <folder>/report.html)")
+    command.add_argument("--figures", action="store_true", help="also write the charts as SVG and PNG (matplotlib)")
+
+
+def _export(command: Command) -> None:
+    command.add_argument("folder", help="a run folder")
+    command.add_argument("--format", choices=("csv", "parquet", "jsonl", "latex"), default="csv")
+    command.add_argument(
+        "--out", metavar="FILE", help="where the table goes (default: standard output, parquet into the folder)"
+    )
+    command.add_argument("--rows", default="model", help="latex: the column whose values become rows")
+    command.add_argument("--cols", default="quantizer", help="latex: the column whose values become columns")
+    command.add_argument("--metric", default="loss_increase", help="latex: the number in the cells")
+    command.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="latex: keep these rows")
+
+
+def _show(command: Command) -> None:
+    command.add_argument("folder", help="a run folder")
+    command.add_argument("cell", help="a cell id, or the beginning of one")
+
+
+def _demo(command: Command) -> None:
+    command.add_argument(
+        "--out", metavar="DIR", default="qbench-demo", help="where the page goes (default: %(default)s)"
+    )
+
+
+def _no_arguments(_command: Command) -> None:
+    return
+
+
+# Command -> what it does, the function that does it (module:function in qbench.cli), its arguments.
+COMMANDS: Commands = {
+    "run": ("run a suite; the same command again resumes it", "run:run", _run),
+    "validate": ("check a suite file and print every mistake in it", "look:validate", _suite),
+    "ls": ("list what a suite may name", "look:ls", _ls),
+    "report": ("rebuild the page of a run folder", "publish:report", _report),
+    "export": ("write a run folder as one long table", "publish:export", _export),
+    "show": ("print one cell: what was asked, how it ended, its log", "look:show", _show),
+    "demo": ("build a page from real records that ship with qbench", "publish:demo", _demo),
+    "doctor": ("say what this machine can run, and what is missing", "look:doctor", _no_arguments),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    root = Parser(prog="qbench", description="How cheaply can a model's tensors be stored and sent, and at what cost?")
+    root.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, (text, _, add_arguments) in COMMANDS.items():
+        add_arguments(commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a user's mistake is a line on standard error, never a traceback."""
+    root = parser()
+    options = root.parse_args(arguments)
+    if options.version:
+        print(f"qbench {version('qbench-suite')}")
+        return GOOD
+    if not options.command:
+        root.print_help()
+        return USAGE
+    module, _, function = COMMANDS[options.command][1].partition(":")
+    command: Callable[[argparse.Namespace], int] = getattr(import_module(f"qbench.cli.{module}"), function)
+    try:
+        return command(options)
+    except KeyboardInterrupt:
+        return _explain("stopped; what was measured is stored, and the same command goes on from there", INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away, as `head` does
+        return GOOD
+    except Exception as error:
+        code = next((EXIT_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES), None)
+        if code is None:
+            raise
+        return _explain(error, code)
+
+
+def _explain(error: Exception | str, code: int) -> int:
+    print(f"qbench: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Progress of a run: how much is done, how long it will take, and what went wrong."""
+
+import sys
+from collections.abc import Iterable
+from time import perf_counter
+from typing import Protocol
+
+from qbench.suite.cells import Cell
+from qbench.suite.run import Plan, Step
+
+# CPU seconds of one cell of the quick configuration (QUICK), by what it measures: for the estimate and the time left.
+SECONDS = {"training": 16.0, "shape": 0.5, "error": 0.15, "loss": 0.25}
+QUICK_STEPS, QUICK_BATCH, QUICK_SIZE = 500, 8, 12 * 6 * 64**2 * 64
+
+
+def weight(cell: Cell) -> float:
+    """About how many CPU seconds a cell takes."""
+    if cell.training is None:
+        return 0.1
+    spec, training = cell.model_spec(), cell.training_spec()
+    size = 12 * spec.layers * spec.width**2 * spec.context / QUICK_SIZE
+    training_share = training.steps * training.batch / (QUICK_STEPS * QUICK_BATCH)
+    share = training_share if cell.measurement.what == "training" else 1.0
+    # Small models cost more than their size says: much of the time is calls, not arithmetic.
+    return SECONDS[cell.measurement.what] * share * max(0.3, size) ** 0.8
+
+
+class Display(Protocol):
+    """Shows the steps of a run as they happen."""
+
+    def __enter__(self) -> "Display": ...
+    def __exit__(self, *_: object) -> None: ...
+    def show(self, step: Step) -> None: ...
+
+
+class Silent:
+    """Shows failures only."""
+
+    def __init__(self) -> None:
+        self._said: set[tuple[str, str]] = set()
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def show(self, step: Step) -> None:
+        if step.status == "failed" and step.cell and (step.group, step.error) not in self._said:
+            self._said.add((step.group, step.error))  # what fails a whole model group is said once
+            print(f"failed: {step.group}, {step.cell.title} ({step.cell.id}): {step.error}", file=sys.stderr)
+
+
+class Work:
+    """How much of a run is done, in the units of `weight`, and from that the time left."""
+
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        self.weights = {cell.id: weight(cell) for cell in cells}
+        self.training = {f"{c.arm}/{c.seed}": weight(c) for c in cells if c.measurement.what == "training"}
+        self.total = sum(self.weights.values())
+        self.start = perf_counter()
+        self._done = 0.0
+        self._shares: dict[str, float] = {}
+
+    def note(self, step: Step) -> None:
+        if step.cell:
+            self._done += self.weights.get(step.cell.id, 0.0)
+            if step.cell.measurement.what == "training":
+                self._shares.pop(step.group, None)
+        elif step.group in self.training:
+            self._shares[step.group] = step.share * self.training[step.group]
+
+    @property
+    def share(self) -> float:
+        return min(1.0, (self._done + sum(self._shares.values())) / self.total) if self.total else 1.0
+
+    @property
+    def left(self) -> str:
+        """Time left, extrapolated from the work done so far."""
+        if self.share < 0.02:
+            return "time left unknown yet"
+        seconds = (perf_counter() - self.start) * (1 - self.share) / self.share
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+
+
+class Lines(Silent):
+    """Plain lines for logs: one when a model is trained, one for each failure, one every ten seconds."""
+
+    EVERY = 10.0
+
+    def __init__(self, planned: Plan) -> None:
+        super().__init__()
+        open_cells = [cell for cell in planned.cells if cell.id not in planned.done]
+        self._work = Work(open_cells)
+        self._cells, self._of, self._last = 0, len(open_cells), perf_counter()
+        print(
+            f"{planned.out}: {self._of} of {len(planned.cells)} cells to run on {planned.workers} workers",
+            file=sys.stderr,
+        )
+
+    def show(self, step: Step) -> None:
+        self._work.note(step)
+        self._cells += step.cell is not None
+        super().show(step)
+        for warning in step.warnings:
+            print(f"{step.group}: {warning}".removeprefix(": "), file=sys.stderr)
+        now = perf_counter()
+        if now - self._last > self.EVERY:
+            self._last = now
+            done = f"{self._cells} of {self._of} cells"
+            print(f"{self._work.share:4.0%}  {done}, {self._work.left}", file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A live bar for each model in training and one for the whole, with the time left."""
+
+    def __init__(self, planned: Plan) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        open_cells = [cell for cell in planned.cells if cell.id not in planned.done]
+        self._work, self._cells, self._of = Work(open_cells), 0, len(open_cells)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._all = self._progress.add_task(planned.suite.name, total=1.0, note="")
+        self._models: dict[str, int] = {}
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, step: Step) -> None:
+        self._work.note(step)
+        self._cells += step.cell is not None
+        if step.status == "failed" and step.cell:
+            self._progress.console.print(f"[red]failed[/] {step.group} {step.cell.title}: {step.error}")
+        for warning in step.warnings:
+            self._progress.console.print(f"[yellow]{step.group}[/] {warning}")
+        if step.group and not step.cell:
+            self._train(step)
+        elif step.group in self._models:
+            self._progress.update(self._models[step.group], completed=1.0, note="measuring")
+        note = f"{self._cells} of {self._of} cells, {self._work.left}"
+        self._progress.update(self._all, completed=self._work.share, note=note)
+
+    def _train(self, step: Step) -> None:
+        from rich.progress import TaskID
+
+        if step.group not in self._models:
+            self._models[step.group] = self._progress.add_task(f"  {step.group}", total=1.0, note="")
+        task = TaskID(self._models[step.group])
+        self._progress.update(task, completed=step.share, note=f"training {step.share:.0%}", visible=True)

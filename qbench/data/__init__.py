@@ -1,0 +1,1 @@
+"""What models read: text, and tensors with known moments."""

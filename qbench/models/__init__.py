@@ -1,0 +1,1 @@
+"""Transformers with and without residual connections."""

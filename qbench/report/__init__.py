@@ -1,0 +1,1 @@
+"""Records in, static files out."""

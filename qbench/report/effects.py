@@ -1,0 +1,148 @@
+"""What the suite set out to test, what was measured, and whether the seeds decide it.
+
+An effect pairs two arms by seed: sites are averaged within a seed, then the two arms are compared, then the seeds are.
+Each seed is one sample; the interval is Student's t over seeds, of differences, or of logarithms of ratios.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, Literal
+
+from qbench.capture import sites
+from qbench.metrics.catalog import METRICS
+from qbench.report.view import Arm, Row, View, by_seed
+from qbench.report.words import THIN, counted, decimals_of, fixed, listed, number, with_unit
+from qbench.stats.interval import Interval, difference_interval, ratio_interval
+
+Verdict = Literal["supported", "contradicted", "undecided"]
+INTERVALS: Mapping[str, Callable[[Sequence[float], Sequence[float]], Interval | None]] = {
+    "difference": difference_interval,
+    "ratio": ratio_interval,
+}
+ONE_SEED = "one seed, no interval"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """One claim answered. `levels` are the two arms' means; `value`, `low`, `high` are None where undefined."""
+
+    claim: str
+    arms: tuple[str, str]
+    compare: str
+    metric: str
+    null: float
+    levels: tuple[float, float] | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    verdict: Verdict = "undecided"
+    unit: str = ""
+    reason: str = ""  # why it is undecided, or what to keep in mind
+    text: str = ""
+
+
+def answer(run: View, effects: Sequence[Mapping[str, Any]]) -> list[Effect]:
+    """Every effect of the suite, in its order; what could not be measured is undecided and says why."""
+    return [_effect(run, effect) for effect in effects]
+
+
+def _effect(run: View, asked: Mapping[str, Any]) -> Effect:
+    first, second = (str(name) for name in asked["between"])
+    metric, compare = str(asked["measure"]["metric"]), str(asked["compare"])
+    side, null = str(asked["thesis"]).split()
+    about: dict[str, Any] = {
+        "claim": str(asked["claim"]),
+        "arms": (first, second),
+        "compare": compare,
+        "metric": metric,
+        "null": float(null),
+        "unit": "×" if compare == "ratio" else METRICS[metric].unit,
+    }
+    found = [per_seed(run, name, asked["measure"]) for name in (first, second)]
+    paired = sorted(found[0].keys() & found[1].keys())
+    if not paired:
+        missing = listed([name for name, values in zip((first, second), found, strict=True) if not values]) or "both"
+        return _worded(Effect(**about, reason=f"not measured: no seed in common ({missing})"))
+    about |= {"levels": (fmean(found[0][s] for s in paired), fmean(found[1][s] for s in paired)), "n": len(paired)}
+    interval = INTERVALS[compare]([found[0][seed] for seed in paired], [found[1][seed] for seed in paired])
+    if interval is None:
+        return _worded(Effect(**about, reason="a value is zero or negative, so a ratio is undefined"))
+    value, low, high = interval
+    if len(paired) == 1:
+        return _worded(Effect(**about, value=value, reason=ONE_SEED))
+    verdict, reason = _decided(low, high, side, float(null))
+    return _worded(Effect(**about, value=value, low=low, high=high, verdict=verdict, reason=reason))
+
+
+def per_seed(run: View, arm_name: str, measure: Mapping[str, Any]) -> dict[int, float]:
+    """What `measure` asks for, one number for each seed of the arm, its sites averaged; empty where there is none."""
+    arm = run.arm(arm_name)
+    return by_seed(_rows(run, arm, measure), str(measure["metric"])) if arm else {}
+
+
+def _rows(run: View, arm: Arm, measure: Mapping[str, Any]) -> list[Row]:
+    if "treatment" in measure:
+        return run.select("loss", arm=arm.name, treatment=measure["treatment"])
+    wanted = {"kind": measure["kind"], "quantizer": measure.get("quantizer") or ""}
+    rows = run.select("error" if wanted["quantizer"] else "shape", arm=arm.name, **wanted)
+    patterns = [str(pattern) for pattern in measure["sites"]]
+    chosen = {s for pattern in patterns for s in sites.resolve(pattern, measure["kind"], arm.wiring, arm.layers)}
+    return [row for row in rows if row.site in chosen]
+
+
+def _decided(low: float, high: float, side: str, null: float) -> tuple[Verdict, str]:
+    if low > null or high < null:
+        return ("supported" if (low > null) == (side == "above") else "contradicted"), ""
+    return "undecided", f"no evidence either way: the interval includes {null:g}"
+
+
+def _worded(effect: Effect) -> Effect:
+    unit = METRICS[effect.metric].unit
+    parts = [effect.claim.rstrip(".") + ":"]
+    if effect.levels:
+        levels = (f"{name} {number(level)}" for name, level in zip(effect.arms, effect.levels, strict=True))
+        parts.append(with_unit(" against ".join(levels), unit) + ";")
+    if effect.value is not None:
+        parts.append(f"{effect.compare} {magnitude(effect)} ({certainty(effect)}).")
+    else:
+        parts.append(f"{effect.reason}.")
+    return replace(effect, text=" ".join(parts))
+
+
+def magnitude(effect: Effect) -> str:
+    """The effect alone: `3.3×`, `+2.95 dB`."""
+    if effect.value is None:
+        return "undefined"
+    text, *_ = _numbers(effect)
+    if effect.compare == "ratio":
+        return f"{text}×"
+    return with_unit(f"+{text}" if effect.value > 0 else text, effect.unit)
+
+
+def certainty(effect: Effect) -> str:
+    """`95 % interval 2.4 to 4.6, 3 seeds`, or that there is none."""
+    if effect.n == 0:
+        return "not measured"
+    if effect.low is None or effect.high is None:
+        return ONE_SEED if effect.n == 1 else counted(effect.n, "seed")
+    return f"95{THIN}% interval {interval(effect)}, {counted(effect.n, 'seed')}"
+
+
+def interval(effect: Effect) -> str:
+    """Its ends alone: `2.4 to 4.6`."""
+    _, low, high = _numbers(effect)
+    return f"{low} to {high}"
+
+
+def _numbers(effect: Effect) -> tuple[str, str, str]:
+    """Value, low and high with the decimals that the interval is worth."""
+    value = effect.value or 0.0
+    if effect.low is None or effect.high is None:
+        return number(value), "", ""
+    if effect.compare == "ratio":
+        return number(value, 2), number(effect.low, 2), number(effect.high, 2)
+    decimals = min(decimals_of((effect.high - effect.low) / 2), 6)
+    low, high = fixed(effect.low, decimals), fixed(effect.high, decimals)
+    return fixed(value, decimals), low, high

@@ -1,0 +1,203 @@
+"""One run as one self-contained HTML page: the answer, the claims, the charts, the failures, the provenance."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from qbench.metrics.catalog import METRICS
+from qbench.report import budget, charts, effects, forest, payload, provenance, summary, svg, tables, troubles
+from qbench.report.effects import Effect
+from qbench.report.panels import Panel
+from qbench.report.view import UNQUANTIZED, View, view
+from qbench.report.words import counted, listed, number, with_unit
+from qbench.results.run import Run, part
+
+CLOUD = svg.Frame(width=440, height=300, right=8, decimals=1)
+SMALL = svg.Frame(width=330, height=250, left=54)
+COURSE = svg.Frame(width=420, height=270)
+SHOWN = {"loss increase": "loss_increase", "absolute loss": "loss"}
+MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
+MEASURED = {
+    "loss_increase": "loss increase",
+    "error_db": "error",
+    "excess_kurtosis/tensor": "excess kurtosis",
+    "excess_kurtosis/token": "excess kurtosis per token",
+    "excess_kurtosis/channel": "excess kurtosis per channel",
+}
+LEAD = {"supported": "Supported", "contradicted": "Contradicted", "undecided": "Undecided"}
+
+
+def build(run: Run, out: Path) -> Path:
+    """Write the page of `run` to the file `out`: the same run, the same bytes. OSError where it cannot be written."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(render(run), encoding="utf-8", newline="\n")
+    return out
+
+
+def render(run: Run) -> str:
+    """The page as text; parts that were not measured are said to be missing in plain sentences."""
+    asked = provenance.suite(run)
+    claims = asked.get("effects") or []
+    seen = view(run, first=provenance.compared(asked))
+    found = effects.answer(seen, claims)
+    style, script = _asset("page.css"), _asset("page.js")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    context: dict[str, Any] = {
+        "style": Markup(style),
+        "style_hash": _digest(style),
+        "script": Markup(script),
+        "script_hash": _digest(script),
+        "swatches": Markup(svg.swatches()),
+        "key": _key,
+        **_heading(run, seen, asked),
+        **_answer(run, seen, found),
+        **_charts(seen, claims),
+        **_rest(run, seen, found, claims),
+    }
+    context["data"] = Markup(payload.text({"name": context["name"], **context.pop("scripted")}))
+    return environment.from_string(_asset("template.html")).render(context) + "\n"
+
+
+def _asset(name: str) -> str:
+    return files("qbench.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """As a Content-Security-Policy names the one style sheet and the one script that may run."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _heading(run: Run, seen: View, asked: Mapping[str, Any]) -> dict[str, Any]:
+    name = str(asked.get("suite") or next((str(c.spec["suite"]) for c in seen.cells if "suite" in c.spec), "run"))
+    seeds = sorted({seed for arm in seen.arms for seed in arm.seeds})
+    return {
+        "name": "".join(c if c.isalnum() or c in "-_" else "-" for c in name),
+        "title": f"{name}, {counted(len(seen.arms), 'arm')}, {counted(len(seeds), 'seed')}",
+        "question": str(asked.get("question") or f"What was measured in {name}"),
+        "suite_text": provenance.suite_text(run),
+        "facts": provenance.facts(run, seen),
+    }
+
+
+def _answer(run: Run, seen: View, found: Sequence[Effect]) -> dict[str, Any]:
+    groups = {verdict: summary.of(found, verdict) for verdict in summary.VERDICTS}
+    return {
+        "headline": summary.headline(found),
+        "profile": part(provenance.last_session(run), "options").get("profile"),
+        "effects": found,
+        "groups": groups,
+        "lead": LEAD,
+        "verdicts": [
+            (verdict, label, MARKS[verdict], [summary.sentence(effect) for effect in groups[verdict]])
+            for verdict, label in summary.VERDICTS.items()
+        ],
+        "intervals": {claim: Markup(drawn) for claim, drawn in forest.intervals(found).items()},
+        "magnitude": effects.magnitude,
+        "certainty": effects.certainty,
+        "levels": _levels,
+        "measured": MEASURED,
+        "confounded": [summary.confounded(one) for one in summary.differences(seen, found)],
+    }
+
+
+def _key(style: int) -> Markup:
+    return Markup(svg.key(style))
+
+
+def _levels(effect: Effect) -> list[tuple[str, str]]:
+    """The two arms and their means, the unit said once."""
+    first, second = (number(level) for level in effect.levels or (0.0, 0.0))
+    return list(zip(effect.arms, (first, with_unit(second, METRICS[effect.metric].unit)), strict=True))
+
+
+def _charts(seen: View, claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    clouds = charts.clouds(seen)
+    classes = charts.site_classes(seen)
+    courses = {name: (charts.depth(seen, name), charts.growth(seen, name)) for name in classes}
+    budgets = {label: budget.budgets(seen, metric) for label, metric in SHOWN.items()}
+    asked = [str(claim["measure"]["treatment"]) for claim in claims if "treatment" in claim["measure"]]
+    arms = tables.arms(seen, asked)
+    scripted = {
+        "points": payload.points(seen, clouds),
+        "cloud": payload.cloud(clouds, CLOUD),
+        "tables": {
+            "budget": payload.losses(seen),
+            "growth": payload.courses({name: panels[1] for name, panels in courses.items()}),
+            "arms": payload.of_table(arms),
+        },
+    }
+    return {
+        "arms": seen.arms,
+        "cloud": _cloud(clouds) if clouds.panels else None,
+        "budget": _budget(seen, budgets) if any(budgets.values()) else None,
+        "course": [_course(index, name, panels) for index, (name, panels) in enumerate(courses.items())],
+        "arms_table": arms,
+        "scripted": scripted,
+    }
+
+
+def _cloud(clouds: charts.Clouds) -> dict[str, Any]:
+    panel = next(iter(clouds.panels.values()))
+    return {
+        "names": list(clouds.panels),
+        "svg": Markup(svg.draw(panel, "cloud-chart", CLOUD)),
+        "summary": panel.summary,
+        "table": tables.of_cloud(panel),
+    }
+
+
+def _budget(seen: View, budgets: Mapping[str, Sequence[Panel]]) -> dict[str, Any]:
+    quantized = {row.treatment for row in seen.select("loss")} - {UNQUANTIZED}
+    increase = budget.floors(seen, "loss_increase", quantized)
+    absolute = budget.floors(seen, "loss", [UNQUANTIZED])
+    notes = {
+        "loss increase": f"{tables.noise(increase)} They are the shaded bands: within them a difference means nothing.",
+        "absolute loss": f"{tables.noise(absolute)} Dashes: arms with nothing quantized. Rings: the front of all arms.",
+    }
+    stuck = troubles.learned_nothing(seen)
+    return {
+        "variants": [
+            {
+                "name": label,
+                "note": notes[label],
+                "panels": [_drawn(panel, f"budget-{label[0]}{i}", SMALL) for i, panel in enumerate(panels)],
+            }
+            for label, panels in budgets.items()
+        ],
+        "table": tables.of_budgets(budgets["loss increase"]),
+        "learned_nothing": f"{listed(stuck)} learned nothing, and so has nothing to lose to few bits." if stuck else "",
+    }
+
+
+def _drawn(panel: Panel, identifier: str, frame: svg.Frame) -> dict[str, Any]:
+    drawing = Markup(svg.draw(panel, identifier, frame)) if panel.points else ""
+    return {"title": panel.title, "summary": panel.summary, "svg": drawing}
+
+
+def _course(index: int, name: str, panels: Sequence[Panel]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "panels": [_drawn(panel, f"course-{index}{i}", COURSE) for i, panel in enumerate(panels)],
+        "tables": [tables.of_course(panel) for panel in panels if panel.points],
+    }
+
+
+def _rest(run: Run, seen: View, found: Sequence[Effect], claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    failed, warned = troubles.failures(seen), troubles.warnings(seen)
+    bad = sum(cell.status != "measured" for cell in seen.cells)
+    parts = [f"{counted(bad, 'cell')} of {len(seen.cells)} could not be measured."] if bad else []
+    parts += [f"{counted(len(warned), 'kind')} of warning."] if warned else []
+    return {
+        "calibration": tables.calibration(seen),
+        "troubles": " ".join(parts),
+        "trouble_groups": [
+            ("Not measured", failed, "Every cell was measured." if seen.cells else "There are no cells."),
+            ("Warnings", warned, "No measured cell warned of anything."),
+        ],
+    }

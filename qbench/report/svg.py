@@ -1,0 +1,168 @@
+"""Panels drawn as inline SVG: classes and no styles, so that the page's one style sheet colours both modes."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+
+from qbench.report.axes import Axis
+from qbench.report.panels import Mark, Panel, Rule, Series
+from qbench.report.words import number as quantity
+
+SHAPES = (
+    "M-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0-6.8 0",  # circle
+    "M0-4.2L4 3H-4Z",  # triangle
+    "M-3 -3H3V3H-3Z",  # square
+    "M0-4.4L3.4 0L0 4.4L-3.4 0Z",  # diamond
+    "M0 4.2L4-3H-4Z",  # triangle, point down
+)
+COLOURS = 6  # in the style sheet; five shapes times six colours give thirty different arms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """The size of a drawing and the room around its axes, in user units."""
+
+    width: int = 420
+    height: int = 300
+    left: int = 48
+    right: int = 12
+    top: int = 12
+    bottom: int = 40
+    decimals: int = 0  # of coordinates: a page has many, and half a unit is less than a mark's width
+
+
+def swatches() -> str:
+    """The marks' shapes, once for the whole page."""
+    shapes = (f'<path id="m{i}" d="{path}"/>' for i, path in enumerate(SHAPES))
+    return f'<svg class="swatches" width="0" height="0" aria-hidden="true"><defs>{"".join(shapes)}</defs></svg>'
+
+
+def key(style: int) -> str:
+    """The mark of one arm, for legends and tables."""
+    return (
+        f'<svg class="key a{style % COLOURS}" width="14" height="14" viewBox="-7 -7 14 14" aria-hidden="true">'
+        f'<use href="#m{style % len(SHAPES)}"/></svg>'
+    )
+
+
+def draw(panel: Panel, identifier: str, frame: Frame | None = None) -> str:
+    """One panel as an <svg> that names and describes itself; `identifier` is unique on the page."""
+    frame = frame or Frame()
+    x, y = _across(panel, frame), _up(panel, frame)
+    parts = [
+        f'<svg class="chart" id="{identifier}" viewBox="0 0 {frame.width} {frame.height}" role="img"'
+        f' aria-labelledby="{identifier}-t {identifier}-d">',
+        f'<title id="{identifier}-t">{escape(panel.title)}</title>',
+        f'<desc id="{identifier}-d">{escape(panel.summary)}</desc>',
+        *_bands(panel, frame),
+        *_grid(panel, frame),
+        *_rules(panel.rules, x, y, frame),
+        *(_series(series, x, y) for series in panel.series),
+        _rings(panel.ringed, x, y),
+        "</svg>",
+    ]
+    return "".join(parts)
+
+
+Place = Callable[[float], str]
+
+
+def place(axis: Axis, value: float, start: float, end: float) -> float:
+    """Where on a line from `start` to `end` a measured value lies."""
+    return start + (axis.scale(value) - axis.low) / (axis.high - axis.low) * (end - start)
+
+
+def _across(panel: Panel, frame: Frame) -> Place:
+    return lambda value: number(place(panel.x, value, frame.left, frame.width - frame.right), frame.decimals)
+
+
+def _up(panel: Panel, frame: Frame) -> Place:
+    return lambda value: number(_height(panel, frame, value), frame.decimals)
+
+
+def _height(panel: Panel, frame: Frame, value: float) -> float:
+    return place(panel.y, value, frame.height - frame.bottom, frame.top)
+
+
+def number(value: float, decimals: int = 1) -> str:
+    """A coordinate, without zeros at its end.
+
+    >>> number(12.04), number(3.96), number(120.0, 0)
+    ('12', '4', '120')
+    """
+    text = f"{value:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _bands(panel: Panel, frame: Frame) -> Iterable[str]:
+    width = frame.width - frame.left - frame.right
+    for band in panel.bands:
+        top = max(_height(panel, frame, band.high), frame.top)
+        bottom = min(_height(panel, frame, band.low), frame.height - frame.bottom)
+        yield (
+            f'<rect class="band" x="{frame.left}" y="{number(top)}" width="{width}" height="{number(bottom - top)}">'
+            f"<title>{escape(band.label)} noise</title></rect>"
+        )
+
+
+def _grid(panel: Panel, frame: Frame) -> Iterable[str]:
+    """Ticks are places already, so they skip the scale."""
+    right, bottom = frame.width - frame.right, frame.height - frame.bottom
+    width, height = right - frame.left, bottom - frame.top
+    lines, labels = [], []
+    for at, label in panel.x.ticks:
+        place = number(frame.left + (at - panel.x.low) / (panel.x.high - panel.x.low) * width)
+        lines.append(f"M{place} {bottom}v4")
+        labels.append(f'<text x="{place}" y="{bottom + 15}">{label}</text>')
+    yield f'<g class="axis x"><path d="{"".join(lines)}"/>{"".join(labels)}</g>'
+    lines, labels = [], []
+    for at, label in panel.y.ticks:
+        place = number(frame.top + (panel.y.high - at) / (panel.y.high - panel.y.low) * height)
+        lines.append(f"M{frame.left} {place}H{right}")
+        labels.append(f'<text x="{frame.left - 5}" y="{place}">{label}</text>')
+    yield f'<g class="axis y"><path d="{"".join(lines)}"/>{"".join(labels)}</g>'
+    yield f'<path class="edge" d="M{frame.left} {bottom}H{right}"/>'
+    centre, middle = number(frame.left + width / 2), number(frame.top + height / 2)
+    yield f'<text class="label" x="{centre}" y="{frame.height - 6}">{escape(panel.x.title)}</text>'
+    yield f'<text class="label" transform="translate(11 {middle}) rotate(-90)">{escape(panel.y.title)}</text>'
+
+
+def _rules(rules: Iterable[Rule], x: Place, y: Place, frame: Frame) -> Iterable[str]:
+    right, bottom = frame.width - frame.right, frame.height - frame.bottom
+    for rule in rules:
+        tone = "" if rule.style is None else f" a{rule.style % COLOURS}"
+        if rule.axis == "x":
+            place = x(rule.at)
+            line, text = f"M{place} {frame.top}V{bottom}", f'x="{place}" y="{bottom - 5}" dx="4"'
+        else:
+            place = y(rule.at)
+            line, text = f"M{frame.left} {place}H{right}", f'x="{right}" y="{place}" dy="-4"'
+        label = f"<text {text}>{escape(rule.label)}</text>" if rule.label else ""
+        yield f'<g class="rule {rule.axis}{tone}"><path d="{line}"/>{label}</g>'
+
+
+def _series(series: Series, x: Place, y: Place) -> str:
+    """Bars and line under the marks; each mark carries its words for those who point at it."""
+    bars = "".join(
+        f"M{x(m.x)} {y(m.low)}V{y(m.high)}" for m in series.marks if m.low is not None and m.high is not None
+    )
+    line = "L".join(f"{x(series.marks[i].x)} {y(series.marks[i].y)}" for i in series.line)
+    under = (f'<path class="bars" d="{bars}"/>' if bars else "") + (f'<path class="line" d="M{line}"/>' if line else "")
+    shape = series.style % len(SHAPES)
+    return (
+        f'<g class="series a{series.style % COLOURS}" data-arm="{series.style}" data-shape="{shape}">{under}'
+        f"{''.join(_mark(mark, shape, x, y) for mark in series.marks)}</g>"
+    )
+
+
+def _mark(mark: Mark, shape: int, x: Place, y: Place) -> str:
+    drawn = f'<use href="#m{shape}" x="{x(mark.x)}" y="{y(mark.y)}"'
+    return f"{drawn}><title>{escape(f'{mark.label}: {quantity(mark.y)}')}</title></use>" if mark.told else f"{drawn}/>"
+
+
+def _rings(marks: Iterable[Mark], x: Place, y: Place) -> str:
+    places = [(x(mark.x), y(mark.y)) for mark in marks]
+    if not places:
+        return ""
+    circles = "".join(f'<circle cx="{across}" cy="{up}" r="6.5"/>' for across, up in places)
+    return f'<g class="front"><path d="M{"L".join(" ".join(place) for place in places)}"/>{circles}</g>'

@@ -1,0 +1,59 @@
+"""What went wrong: cells that failed, warnings of those that did not, grouped so that none is hidden."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from qbench.report.view import View
+from qbench.report.words import counted, listed
+from qbench.results.record import Closing
+from qbench.results.run import part
+
+LEARNED_NOTHING = ("stuck", "diverged")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Cells that share an arm, a measurement and a reason."""
+
+    arm: str
+    what: str
+    where: str
+    reason: str
+
+
+def failures(run: View) -> list[Trouble]:
+    """Cells without a measurement, with the reasons given."""
+    bad = [cell for cell in run.cells if cell.status != "measured"]
+    return _grouped([(cell, f"{cell.status}: {cell.error or 'no reason was stored'}") for cell in bad])
+
+
+def warnings(run: View) -> list[Trouble]:
+    """What measured cells warned of."""
+    return _grouped([(cell, text) for cell in run.cells for text in cell.warnings])
+
+
+def learned_nothing(run: View) -> list[str]:
+    """Arms with a seed that is stuck or diverged: having learned nothing they have nothing to lose to few bits."""
+    arms = [
+        str(cell.spec.get("arm", ""))
+        for cell in run.cells
+        if part(cell.spec, "measurement").get("what") == "training"
+        and any(text.lower().startswith(LEARNED_NOTHING) for text in cell.warnings)
+    ]
+    return list(dict.fromkeys(arms))
+
+
+def _grouped(found: Iterable[tuple[Closing, str]]) -> list[Trouble]:
+    groups: dict[tuple[str, str, str], list[Closing]] = defaultdict(list)
+    for cell, reason in found:
+        what = str(part(cell.spec, "measurement").get("what", ""))
+        groups[str(cell.spec.get("arm", "")), what, reason].append(cell)
+    return [
+        Trouble(arm=arm, what=what, where=_where(cells), reason=reason) for (arm, what, reason), cells in groups.items()
+    ]
+
+
+def _where(cells: Sequence[Closing]) -> str:
+    seeds = sorted({str(cell.spec.get("seed", "")) for cell in cells})
+    return f"{counted(len(cells), 'cell')}, seed{'' if len(seeds) == 1 else 's'} {listed(seeds)}"

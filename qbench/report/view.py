@@ -1,0 +1,158 @@
+"""Records joined with what was asked: the rows that every table and chart is made of."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from qbench.models.spec import Wiring
+from qbench.results.record import Closing, Record
+from qbench.results.run import Run, part
+
+CALIBRATION = "calibration"
+UNQUANTIZED = "unquantized"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One record and the parts of its cell's spec that a reader selects by."""
+
+    arm: str
+    seed: int
+    what: str
+    values: Mapping[str, float]
+    kind: str = ""
+    site: str = ""
+    scope: str = ""
+    quantizer: str = ""
+    treatment: str = ""
+    step: int | None = None
+    bits: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One model of the suite: what it is, how it was trained, with which seeds; `style` is its place in the order."""
+
+    name: str
+    style: int
+    model: Mapping[str, Any]
+    training: Mapping[str, Any] | None
+    seeds: tuple[int, ...]
+
+    @property
+    def layers(self) -> int:
+        return int(self.model.get("layers", 0))
+
+    @property
+    def wiring(self) -> Wiring:
+        return "residual-free" if self.model.get("wiring") == "residual-free" else "residual"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A run as the report reads it; `rows` leave out what failed, `cells` do not."""
+
+    arms: tuple[Arm, ...]
+    rows: tuple[Row, ...]
+    cells: tuple[Closing, ...]
+    manifest: Mapping[str, Any]
+
+    def select(self, what: str, **wanted: object) -> list[Row]:
+        """Rows of the trained arms measured as `what`, whose fields equal `wanted`."""
+        arms = {arm.name for arm in self.arms}
+        return [row for row in matching(self.rows, what, wanted) if row.arm in arms]
+
+    def calibration(self, what: str) -> list[Row]:
+        """Rows of the tensors with known moments."""
+        arms = {arm.name for arm in self.arms}
+        return [row for row in matching(self.rows, what, {}) if row.arm not in arms]
+
+    def arm(self, name: str) -> Arm | None:
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+
+def matching(rows: Iterable[Row], what: str, wanted: Mapping[str, object]) -> list[Row]:
+    return [r for r in rows if r.what == what and all(getattr(r, name) == value for name, value in wanted.items())]
+
+
+def view(run: Run, first: Sequence[str] = ()) -> View:
+    """The records of `run` with their cells; arms named in `first` come first, the rest as they were measured.
+
+    Workers finish in any order, so without `first` two runs of one suite may order, and colour, their arms differently.
+    """
+    rows = [
+        _row(record, attempt.closing.spec)
+        for attempt in run.cells.values()
+        if attempt.closing.status == "measured"
+        for record in attempt.records
+    ]
+    cells = tuple(attempt.closing for attempt in run.cells.values())
+    return View(arms=_arms(cells, first), rows=tuple(rows), cells=cells, manifest=run.manifest)
+
+
+def is_calibration(spec: Mapping[str, Any]) -> bool:
+    return part(spec, "model").get("arch") == CALIBRATION
+
+
+def _row(record: Record, spec: Mapping[str, Any]) -> Row:
+    measurement = part(spec, "measurement")
+    return Row(
+        arm=str(spec.get("arm", "")),
+        seed=int(spec.get("seed") or 0),
+        what=str(measurement.get("what", "")),
+        values=record.values,
+        kind=record.kind or str(measurement.get("kind", "")),
+        site=record.site,
+        scope=record.scope,
+        quantizer=record.quantizer or str(measurement.get("quantizer", "")),
+        treatment=str(part(spec, "measurement", "treatment").get("name", "")),
+        step=record.step,
+        bits=record.bits_per_value,
+        intervals=record.intervals,
+    )
+
+
+def _arms(cells: Sequence[Closing], first: Sequence[str]) -> tuple[Arm, ...]:
+    specs: dict[str, list[Mapping[str, Any]]] = {name: [] for name in first}
+    for cell in cells:
+        if not is_calibration(cell.spec):
+            specs.setdefault(str(cell.spec.get("arm", "")), []).append(cell.spec)
+    measured = [(name, found) for name, found in specs.items() if found]
+    return tuple(
+        Arm(
+            name=name,
+            style=style,
+            model=found[0].get("model") or {},
+            training=found[0].get("training"),
+            seeds=tuple(sorted({int(spec.get("seed") or 0) for spec in found})),
+        )
+        for style, (name, found) in enumerate(measured)
+    )
+
+
+def place(site: str) -> tuple[int | None, str]:
+    """The layer and the class of a site.
+
+    >>> place("blocks.3.mlp.hidden"), place("logits")
+    ((3, 'mlp.hidden'), (None, 'logits'))
+    """
+    head, _, rest = site.partition(".")
+    layer, _, name = rest.partition(".")
+    return (int(layer), name) if head == "blocks" and layer.isdigit() else (None, site)
+
+
+def by_seed(rows: Iterable[Row], metric: str) -> dict[int, float]:
+    """For each seed, the mean of `metric` over its rows: sites are averaged within a seed first."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        if metric in row.values:
+            values[row.seed].append(row.values[metric])
+    return {seed: fmean(found) for seed, found in sorted(values.items())}
+
+
+def deviation(values: Collection[float]) -> float | None:
+    """Standard deviation over seeds; one seed has none."""
+    return stdev(values) if len(values) > 1 else None

@@ -1,0 +1,1 @@
+"""Closed forms and intervals; no tensors here."""

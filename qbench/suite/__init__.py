@@ -1,0 +1,1 @@
+"""A question, expanded and answered."""

@@ -1,0 +1,110 @@
+"""Where cells run: each model group in a worker process of its own, with one thread, talking JSON lines.
+
+A worker that dies takes only its own group with it. A worker whose parent dies stops too.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+LOG_LINES = 40
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a worker said, or (`event` = "died") what became of it; `log` is the tail of its standard error."""
+
+    task: int
+    event: str
+    body: Mapping[str, Any]
+    log: tuple[str, ...] = ()
+
+
+class Worker:
+    """One process that answers one task; its messages go to a queue, in order, ending in "end" or "died"."""
+
+    def __init__(self, number: int, task: Mapping[str, Any], queue: "SimpleQueue[Message]") -> None:
+        self._number, self._queue = number, queue
+        self._log: deque[str] = deque(maxlen=LOG_LINES)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "qbench.suite.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **dict.fromkeys(ONE_THREAD, "1"), "PYTHONUNBUFFERED": "1"},
+        )
+        assert self._process.stdin is not None
+        self._stderr = Thread(target=self._keep_log, daemon=True)
+        self._stderr.start()
+        Thread(target=self._listen, daemon=True).start()
+        try:
+            self._process.stdin.write(json.dumps(task).encode() + b"\n")
+            self._process.stdin.flush()  # and left open: its end tells the worker that the parent is gone
+        except BrokenPipeError:
+            self._log.append("the worker closed its input before it read its task")
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _keep_log(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._log.append(line.decode(errors="replace").rstrip())
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        ended = False
+        for line in self._process.stdout:
+            try:
+                body = json.loads(line)
+            except ValueError:
+                self._log.append(f"unreadable message of {len(line)} bytes")
+                continue
+            ended = body["event"] == "end"
+            self._queue.put(Message(self._number, body["event"], body, tuple(self._log)))
+        code = self._process.wait()
+        self._stderr.join(timeout=1)
+        if not ended:
+            self._queue.put(Message(self._number, "died", {"reason": _reason(code, self._log)}, tuple(self._log)))
+
+
+def _reason(code: int, log: Sequence[str]) -> str:
+    """
+    >>> _reason(-9, log=[])
+    'the worker was killed by signal 9 (out of memory?)'
+    >>> _reason(1, log=["Traceback ...", "TypeError: no"])
+    'the worker exited with code 1 before it had answered: TypeError: no'
+    """
+    if code < 0:
+        hint = " (out of memory?)" if code == -9 else ""
+        return f"the worker was killed by signal {-code}{hint}"
+    last = f": {log[-1]}" if log else ""
+    return f"the worker exited with code {code} before it had answered{last}"
+
+
+def work(tasks: Sequence[Mapping[str, Any]], workers: int) -> Generator[Message, None, None]:
+    """Run every task, at most `workers` at once; yield messages as they come. Closing the generator stops all."""
+    queue: SimpleQueue[Message] = SimpleQueue()
+    waiting = deque(enumerate(tasks))
+    running: dict[int, Worker] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                number, task = waiting.popleft()
+                running[number] = Worker(number, task, queue)
+            message = queue.get()
+            yield message
+            if message.event in ("end", "died"):
+                running.pop(message.task)
+    finally:
+        for worker in running.values():
+            worker.stop()

@@ -1,0 +1,213 @@
+"""Entries of `models`: each is one arm, or with `product`, `zip` or `ablate` a grid of them."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Any, TypeVar, cast
+
+from pydantic import ValidationError
+
+from qbench.models.catalog import MODELS, model_spec
+from qbench.names import UnknownName, pick, suggestion
+from qbench.suite.explain import note
+from qbench.suite.findings import Findings, Path
+from qbench.suite.form import ModelEntry, SpecForm, SuiteForm, TrainingForm, settings
+from qbench.suite.value import CALIBRATION, Arm
+from qbench.train.spec import TrainingSpec
+
+T = TypeVar("T")
+Setting = Mapping[str, Any]  # dotted key -> value
+Axes = Mapping[str, tuple[Any, ...]]
+
+FORMS = {"spec": SpecForm, "training": TrainingForm}
+KEYS = ("arch", *(f"{part}.{key}" for part, form in FORMS.items() for key in form.model_fields))
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+
+
+def count(entry: ModelEntry) -> int:
+    """Arms of an entry, before `exclude`, without making them."""
+    rows = max((len(values) for values in entry.zip.values()), default=1)
+    grid = prod(len(values) for values in entry.product.values()) * rows
+    return grid + sum(len(_many(values)) for values in entry.ablate.values())
+
+
+def arms(form: SuiteForm, findings: Findings) -> tuple[Arm, ...]:
+    """All arms of a suite in the order of the file; an entry with mistakes gives none."""
+    made: dict[str, Arm] = {}
+    for i, entry in enumerate(form.models):
+        reader = _Entry(form, entry, findings, ("models", i))
+        for arm in reader.arms():
+            if arm.name == CALIBRATION:
+                reader.add("name", f"{arm.name!r} is the name of the arm of known tensors")
+            if arm.name in made:
+                hint = ", with the keys of its grid in braces" if count(entry) > 1 else ""
+                reader.add("name", f"a second arm {arm.name!r}; each needs a name of its own{hint}")
+            made[arm.name] = arm
+    return tuple(made.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One entry at `path` of the file `form`, and where its mistakes go."""
+
+    form: SuiteForm
+    entry: ModelEntry
+    findings: Findings
+    path: Path
+
+    def add(self, part: str, text: str, *inner: str | int, key: bool = False) -> None:
+        self.findings.add((*self.path, part, *inner), text, key)
+
+    def arms(self) -> Iterator[Arm]:
+        before = len(self.findings.mistakes)
+        entry = self.entry
+        axes = {part: self._axes(part, getattr(entry, part)) for part in ("product", "zip", "ablate")}
+        fixed = _dotted(entry) | ({} if entry.arch is None else {"arch": entry.arch})
+        self._check_arch(fixed, axes)
+        self._check_axes(fixed, axes)
+        if len(self.findings.mistakes) == before:
+            for name, setting in self._settings(fixed, axes):
+                if self.findings.enough:
+                    break
+                yield from self._arm(name, setting)
+
+    def _axes(self, part: str, grid: Mapping[str, Any]) -> Axes:
+        """The values of each key, checked one by one against the form of what they set."""
+        checked: dict[str, tuple[Any, ...]] = {}
+        for key, values in grid.items():
+            if key not in KEYS:
+                self.add(part, f"unknown key{_meant(key)} known: {', '.join(KEYS)}", key, key=True)
+                continue
+            many = _many(values) if part == "ablate" else values
+            checked[key] = tuple(self._value(part, key, i, value) for i, value in enumerate(many))
+        return checked
+
+    def _value(self, part: str, key: str, i: int, value: Any) -> Any:
+        section, _, name = key.partition(".")
+        try:
+            if section == "arch":
+                pick(MODELS, str(value), "model")
+                return value
+            return getattr(FORMS[section].model_validate({name: value}), name)
+        except UnknownName as error:
+            self.add(part, str(error), key, i)
+        except ValidationError as error:
+            for fault in error.errors(include_url=False):
+                note(self.findings, (*self.path, part, key, i), FORMS[section], fault)
+        return value
+
+    def _check_arch(self, fixed: Setting, axes: Mapping[str, Axes]) -> None:
+        if "arch" in fixed:
+            try:
+                pick(MODELS, fixed["arch"], "model")
+            except UnknownName as error:
+                self.add("arch", str(error))
+        elif not ("arch" in axes["product"] or "arch" in axes["zip"]):
+            self.add("arch", f"arch is missing; known: {', '.join(sorted(MODELS))}")
+
+    def _check_axes(self, fixed: Setting, axes: Mapping[str, Axes]) -> None:
+        grid = (*axes["product"], *axes["zip"])
+        for part in ("product", "zip"):
+            for key in axes[part]:
+                if key in fixed or grid.count(key) > 1:
+                    self.add(part, "set twice; a key has one place in an entry", key, key=True)
+        if len({len(values) for values in axes["zip"].values()}) > 1:
+            lengths = ", ".join(f"{key} has {len(values)}" for key, values in axes["zip"].items())
+            self.add("zip", f"lists of different lengths: {lengths}; they are read side by side")
+        if grid and self.entry.ablate:
+            self.add("ablate", "changes one base; it does not go with product or zip", key=True)
+        self._check_exclude(grid)
+        self._check_name([_last(key) for key in (*fixed, *grid)])
+
+    def _check_name(self, known: list[str]) -> None:
+        for name in _PLACEHOLDER.findall(self.entry.name):
+            if name not in known:
+                self.add("name", f"nothing called {name!r}{suggestion(name, known)} known: {', '.join(known)}")
+
+    def _check_exclude(self, grid: tuple[str, ...]) -> None:
+        for i, left_out in enumerate(self.entry.exclude):
+            for key in left_out:
+                if key not in grid:
+                    self.add(
+                        "exclude", f"not a key of this grid{suggestion(key, grid)} known: {', '.join(grid)}", i, key
+                    )
+
+    def _settings(self, fixed: Setting, axes: Mapping[str, Axes]) -> Iterator[tuple[str, Setting]]:
+        """Each arm's name and all of its own settings; the first is the base of an ablation."""
+        used = set[int]()
+        for setting in _combinations(axes["product"], axes["zip"]):
+            excluding = [i for i, left_out in enumerate(self.entry.exclude) if _holds(left_out, setting)]
+            used.update(excluding)
+            if not excluding:
+                yield self._named({**fixed, **setting}), {**fixed, **setting}
+        for i in range(len(self.entry.exclude)):
+            if i not in used:
+                self.add("exclude", "fits no arm of this grid", i)
+        for key, values in axes["ablate"].items():
+            for value in values:
+                name = f"{self._named(fixed)} ({_last(key)} {_spelled(value)})"
+                yield name, {**fixed, key: value}
+
+    def _named(self, setting: Setting) -> str:
+        """The entry's name with `{lr}` and the like replaced by the arm's values."""
+        values = {_last(key): _spelled(value) for key, value in setting.items()}
+        return _PLACEHOLDER.sub(lambda found: values[found[1]], self.entry.name)
+
+    def _arm(self, name: str, setting: Setting) -> Iterator[Arm]:
+        whole = _dotted(self.form) | dict(setting)
+        part = {section: _under(section, whole) for section in FORMS}
+        arch, seeds = str(setting["arch"]), self.entry.seeds or self.form.seeds
+        model = self._made("spec", name, lambda: model_spec(arch, **part["spec"]))
+        training = self._made("training", name, lambda: TrainingSpec(**part["training"]))
+        if model and training:
+            yield Arm(name=name, arch=arch, model=model, training=training, seeds=seeds)
+
+    def _made(self, part: str, name: str, make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except ValueError as error:
+            self.add(part, f"arm {name!r}: {error}")
+            return None
+
+
+def _combinations(outer: Axes, zipped: Axes) -> Iterator[Setting]:
+    rows = [dict(zip(zipped, row, strict=True)) for row in zip(*zipped.values(), strict=True)] or [{}]
+    for values in product(*outer.values()):
+        for row in rows:
+            yield dict(zip(outer, values, strict=True)) | row
+
+
+def _holds(pattern: Setting, setting: Setting) -> bool:
+    """Whether a setting has the value, or one of the values, that the pattern gives to each of its keys."""
+    return all(setting.get(key) in _many(values) for key, values in pattern.items())
+
+
+def _dotted(form: SuiteForm | ModelEntry) -> dict[str, Any]:
+    return {f"{part}.{key}": value for part in FORMS for key, value in settings(getattr(form, part)).items()}
+
+
+def _under(section: str, setting: Setting) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in setting.items() if key.partition(".")[0] == section}
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _meant(key: str) -> str:
+    """A key without its section is a likely slip: `lr` for `training.lr`."""
+    whole = [known for known in KEYS if _last(known) == key]
+    return f"; did you mean {whole[0]!r}?" if whole else suggestion(key, KEYS)
+
+
+def _many(values: Any) -> tuple[Any, ...]:
+    return cast(tuple[Any, ...], values) if isinstance(values, tuple) else (values,)
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "-".join(map(str, _many(value)))

@@ -1,0 +1,140 @@
+"""One look at live tensors and modules, for notebooks: how hard are they to quantize?"""
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+
+from torch import Tensor, nn
+
+from qbench.capture import read
+from qbench.capture.places import matching, matrices, places
+from qbench.capture.write import Engagement
+from qbench.capture.write import quantized as quantized_places
+from qbench.metrics.error import error_values
+from qbench.metrics.shape import ShapeSums, measure, merge
+from qbench.quant.catalog import quantizer_spec
+from qbench.quant.expect import expected_error_db
+from qbench.quant.quantizer import Quantizer, build
+from qbench.quant.spec import bits_per_value
+from qbench.quant.sweep import ErrorSums
+from qbench.quant.sweep import sweep as sweep_sums
+
+USUAL = ("int8/token", "int4/token", "int4/block:32", "mxfp4")
+Values = dict[str, float]
+
+
+def sweep(x: Tensor, quantizers: Iterable[str], channel_axis: int = -1) -> dict[str, Values]:
+    """The error metrics of every quantizer over one tensor, of any shape, with `bits_per_value` beside them."""
+    sums = sweep_sums(x, quantizers, channel_axis)
+    return {name: _error_values(name, one, tuple(x.shape), channel_axis) for name, one in sums.items()}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Probe:
+    """What was found at each place: `shape` of its tensor, `error` of each quantizer there."""
+
+    shape: Mapping[str, Values]
+    error: Mapping[str, Mapping[str, Values]]
+
+    def worst(self, quantizer: str) -> str:
+        """The place where `quantizer` loses most."""
+        return max(self.error, key=lambda site: self.error[site][quantizer].get("error_db", float("-inf")))
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        quantizers = list(next(iter(self.error.values()), {}))
+        head = ["place", "excess kurtosis/token", "crest dB", *(f"SQNR dB {name}" for name in quantizers)]
+        body = [
+            [
+                site,
+                _number(values.get("excess_kurtosis/token")),
+                _number(values.get("crest_db")),
+                *(_number(self.error[site][name].get("error_db"), -1) for name in quantizers),
+            ]
+            for site, values in self.shape.items()
+        ]
+        return head, body
+
+    def __repr__(self) -> str:
+        head, body = self._table()
+        widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+        return "\n".join(
+            "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
+        )
+
+    def _repr_html_(self) -> str:
+        head, body = self._table()
+        rows = ["".join(f"<td>{escape(text)}</td>" for text in row) for row in body]
+        top = "".join(f"<th>{escape(text)}</th>" for text in head)
+        return (
+            f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
+        )
+
+
+def probe(
+    model: nn.Module, windows: Tensor, quantizers: Sequence[str] = USUAL, sites: str = "*", batch: int = 16
+) -> Probe:
+    """Run `model` on `windows` (inputs [N, ...]) and say what flows through its places, one tensor at a time.
+
+    Places are the model's own sites where it has them, else its leaf modules by name. Outputs that are not one
+    floating-point tensor are passed over. Raises UnknownName where `sites` matches nothing.
+    """
+    found = places(model)
+    chosen = {name: found[name] for name in matching(sites, found)}
+    shapes: dict[str, ShapeSums] = {}
+    errors: dict[str, Mapping[str, ErrorSums]] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def visit(site: str, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
+            return
+        sizes.setdefault(site, tuple(x.shape))
+        shape, error = measure(x), sweep_sums(x, quantizers)
+        shapes[site] = merge(shapes[site], shape) if site in shapes else shape
+        errors[site] = {q: errors[site][q].merge(e) for q, e in error.items()} if site in errors else error
+
+    was_training = model.training
+    model.eval()
+    try:
+        read.activations(model, chosen, windows.split(batch), visit)
+    finally:
+        model.train(was_training)
+    return Probe(
+        {site: sums.values() for site, sums in shapes.items()},
+        {s: {q: _error_values(q, sums, sizes[s], -1) for q, sums in table.items()} for s, table in errors.items()},
+    )
+
+
+@contextmanager
+def quantized(model: nn.Module, assign: Mapping[str, str]) -> Generator[Engagement, None, None]:
+    """While open, `model` runs with the named tensors quantized: `{"activation:blocks.*.mlp.in": "int8/token"}`.
+
+    Keys are `kind:pattern` with kind activation, gradient or weight; `*` in a pattern stands for anything. Weights are
+    put back to the bit afterwards. Raises UnknownName where a key matches nothing.
+    """
+    activation: dict[str, tuple[nn.Module, Quantizer]] = {}
+    gradient: dict[str, tuple[nn.Module, Quantizer]] = {}
+    weight: dict[str, tuple[nn.Parameter, Quantizer]] = {}
+    for key, name in assign.items():
+        kind, _, pattern = key.partition(":")
+        if kind == "weight":
+            found = matrices(model)
+            weight |= {site: (found[site], build(name, channel_axis=0)) for site in matching(pattern, found)}
+        elif kind in ("activation", "gradient"):
+            modules = places(model)
+            table = activation if kind == "activation" else gradient
+            table |= {site: (modules[site], build(name)) for site in matching(pattern, modules)}
+        else:
+            raise ValueError(f"{key!r}: expected activation:PATTERN, gradient:PATTERN or weight:PATTERN")
+    with quantized_places(activation, weight, gradient) as engagement:
+        yield engagement
+
+
+def _error_values(name: str, sums: ErrorSums, size: tuple[int, ...], axis: int) -> Values:
+    spec = quantizer_spec(name)
+    bits = bits_per_value(spec, size, axis)
+    return {"bits_per_value": bits, **error_values(sums, bits, spec.bits, expected_error_db(spec, size, axis))}
+
+
+def _number(value: float | None, sign: int = 1) -> str:
+    return "" if value is None else f"{sign * value:.2f}"

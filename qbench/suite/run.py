@@ -1,0 +1,221 @@
+"""The main job: a suite in, records out. The parent process stores; workers measure; nothing here loads torch."""
+
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qbench.data import catalog as data
+from qbench.names import UnknownName
+from qbench.results import evidence, origin
+from qbench.results.record import Closing, Record, Status
+from qbench.results.run import Run, read
+from qbench.results.store import Store, settled
+from qbench.suite import plugins
+from qbench.suite.cells import Cell, Environment, expand, groups
+from qbench.suite.device import Choice, Device, find, torch_version
+from qbench.suite.engine import Message, work
+from qbench.suite.schema import Suite, load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run would do: all cells, those still to be answered, and where."""
+
+    suite: Suite
+    out: Path
+    device: Device
+    workers: int
+    cells: tuple[Cell, ...]
+    done: frozenset[str]
+    plugin_files: tuple[Path, ...] = ()
+
+    @property
+    def groups(self) -> list[tuple[Cell, ...]]:
+        """Model groups that still have something to answer; each goes to one worker."""
+        return [group for group in groups(self.cells) if any(cell.id not in self.done for cell in group)]
+
+    @property
+    def todo(self) -> int:
+        return len(self.cells) - len(self.done)
+
+    @property
+    def data_digest(self) -> str:
+        return next((cell.data_digest for cell in self.cells if cell.data_digest), "")
+
+    def only(self, start: str) -> "Plan":
+        """The same plan with all cells done but those whose id starts with `start`; UnknownName where none does."""
+        wanted = {cell.id for cell in self.cells if cell.id.startswith(start)}
+        if not wanted:
+            raise UnknownName(f"no cell starts with {start!r}; qbench run --dry-run lists them")
+        return replace(self, done=self.done | ({cell.id for cell in self.cells} - wanted))
+
+
+@dataclass(slots=True)
+class Cost:
+    """What a run took; kept in the manifest."""
+
+    cpu_seconds: float = 0.0
+    training_cpu_seconds: float = 0.0
+    startup_cpu_seconds: float = 0.0
+    peak_rss: int = 0
+    trained: int = 0
+    from_cache: int = 0
+    models: dict[str, str] = field(default_factory=dict[str, str])  # "arm/seed" -> digest of the trained weights
+
+    @property
+    def measuring_cpu_seconds(self) -> float:
+        return self.cpu_seconds - self.training_cpu_seconds - self.startup_cpu_seconds
+
+    def shares(self) -> dict[str, float]:
+        names = ("training_cpu_seconds", "measuring_cpu_seconds", "startup_cpu_seconds")
+        seconds = {name: round(float(getattr(self, name)), 2) for name in names}
+        return {**seconds, "models_trained": float(self.trained)}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that happened: training progress (`share` of a model group), or a cell that ended."""
+
+    group: str
+    share: float = 0.0
+    cell: Cell | None = None
+    status: Status | None = None
+    error: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def plan(suite: Suite, out: Path, device: Device, workers: int, plugin_files: Sequence[Path] = ()) -> Plan:
+    """Expand `suite` and look up what `out` already holds; reads files, writes nothing."""
+    environment = Environment(
+        data_digest=data.digest(suite.data),
+        torch_version=torch_version(),
+        device=device.cls,
+        plugins_digest=plugins.digest(plugin_files),
+    )
+    cells = tuple(expand(suite, environment))
+    ids = {cell.id for cell in cells}
+    done = frozenset(cell for cell, status in settled(out).items() if status == "measured" and cell in ids)
+    return Plan(
+        suite=suite, out=out, device=device, workers=workers, cells=cells, done=done, plugin_files=tuple(plugin_files)
+    )
+
+
+def execute(plan: Plan, cost: Cost, options: Mapping[str, Any]) -> Generator[Step, None, None]:
+    """Answer what is still open, storing each cell as it comes; `cost` is filled on the way.
+
+    Raises FolderInUse and CannotWrite; what was stored before stays.
+    """
+    with Store.open(plan.out) as store:
+        if store.repaired:
+            yield Step("", warnings=(store.repaired,))
+        began = origin.begin(plan.out, _asked(plan, options))
+        try:
+            yield from _answers(plan, store, cost)
+        finally:
+            states = Counter(store.settled.get(cell.id, "open") for cell in plan.cells)
+            origin.finish(plan.out, began, states, models=cost.models, cost=cost.shares())
+
+
+def _asked(plan: Plan, options: Mapping[str, Any]) -> origin.Asked:
+    suite = plan.suite
+    return origin.Asked(
+        suite=suite.text,
+        cells=[cell.id for cell in plan.cells],
+        options=options,
+        seeds=sorted({cell.seed for cell in plan.cells}),
+        data={suite.data_name: plan.data_digest},
+        device=plan.device.cls,
+        gpus=[plan.device.cls.partition(":")[2]] if plan.device.kind == "cuda" else [],
+    )
+
+
+def _answers(plan: Plan, store: Store, cost: Cost) -> Generator[Step, None, None]:
+    open_groups = plan.groups
+    names = [f"{group[0].arm}/{group[0].seed}" for group in open_groups]
+    pending = [{cell.id: cell for cell in group if cell.id not in plan.done} for group in open_groups]
+    tasks = [_task(plan, group, wanted) for group, wanted in zip(open_groups, pending, strict=True)]
+    messages = work(tasks, plan.workers)
+    try:
+        for message in messages:
+            name, wanted = names[message.task], pending[message.task]
+            if message.event == "progress":
+                yield Step(name, message.body["done"] / message.body["of"])
+            elif message.event == "prepared":
+                _note_model(cost, name, message.body)
+            elif message.event == "cell":
+                cell = wanted.pop(message.body["cell"])
+                yield _store(plan, store, cell, message)
+            else:
+                cost.cpu_seconds += message.body.get("cpu_seconds", 0.0)
+                cost.startup_cpu_seconds += message.body.get("startup_cpu_seconds", 0.0)
+                cost.peak_rss = max(cost.peak_rss, message.body.get("peak_rss", 0))
+                reason = message.body.get("reason", "the worker ended without answering this cell")
+                for cell in wanted.values():
+                    yield _fail(store, cell, reason, message.log)
+    finally:
+        messages.close()
+
+
+def _task(plan: Plan, group: Iterable[Cell], wanted: Mapping[str, Cell]) -> dict[str, Any]:
+    return {
+        "device": plan.device.kind,
+        "plugins": [str(path.resolve()) for path in plan.plugin_files],
+        "cells": [cell.to_json() for cell in group],
+        "wanted": list(wanted),
+    }
+
+
+def _store(plan: Plan, store: Store, cell: Cell, message: Message) -> Step:
+    body = message.body
+    samples = ""
+    if body["vectors"]:
+        samples = evidence.save(plan.out, {name: np.asarray(vector) for name, vector in body["vectors"].items()})
+    records = [replace(Record(**raw), samples=samples) for raw in body["records"]]
+    closing = Closing(
+        cell=cell.id,
+        question=cell.question_id,
+        status=body["status"],
+        spec=cell.spec(),
+        seconds=round(body["seconds"], 4),
+        error=body["error"],
+        log=message.log if body["status"] == "failed" else (),
+        warnings=tuple(body["warnings"]),
+    )
+    store.append(closing, records)
+    return Step(
+        f"{cell.arm}/{cell.seed}", cell=cell, status=closing.status, error=closing.error, warnings=closing.warnings
+    )
+
+
+def _fail(store: Store, cell: Cell, reason: str, log: tuple[str, ...]) -> Step:
+    closing = Closing(cell=cell.id, question=cell.question_id, status="failed", spec=cell.spec(), error=reason, log=log)
+    store.append(closing, [])
+    return Step(f"{cell.arm}/{cell.seed}", cell=cell, status="failed", error=reason)
+
+
+def _note_model(cost: Cost, name: str, body: Mapping[str, Any]) -> None:
+    cost.models[name] = body["digest"]
+    cost.training_cpu_seconds += body["cpu_seconds"]
+    cost.from_cache += bool(body["cached"])
+    cost.trained += not body["cached"]
+
+
+def run(
+    suite: str | Path, *, out: str | Path | None = None, workers: int = 1, device: Choice = "auto", profile: str = ""
+) -> Run:
+    """Answer a suite (a file, or the name of a shipped one) and return what its folder then holds.
+
+    Cells that are already there are not run again; cells that fail are in `.failed`. Raises BadSuite, MissingExtra,
+    NoDevice, FolderInUse, CannotWrite.
+    """
+    loaded = load(suite, profile=profile or None)
+    folder = Path(out or Path("results") / loaded.name)
+    planned = plan(loaded, folder, find(device), workers)
+    if planned.todo:
+        for _ in execute(planned, Cost(), {"workers": workers}):
+            pass
+    return read(folder)

@@ -1,0 +1,176 @@
+"""The suite file, read into a value; every mistake in it named with its line."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from qbench.names import suggestion
+from qbench.suite import effects, grid, measured, overlay, quantizers
+from qbench.suite.document import LARGEST_FILE, Node, parse
+from qbench.suite.explain import checked
+from qbench.suite.findings import Findings, child
+from qbench.suite.form import SuiteForm, TreatmentEntry
+from qbench.suite.mistakes import BadSuite, Mark, Mistake
+from qbench.suite.shipped import find
+from qbench.suite.value import Budget, Evaluate, Suite
+
+__all__ = ["BadSuite", "Suite", "load"]
+
+Override = tuple[str, str]
+DATA = ("stdlib", "text:PATH")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file as it was read, and what the command line lays over it."""
+
+    path: Path
+    text: str
+    profile: str = ""
+    overrides: tuple[Override, ...] = ()
+
+
+def load(suite: str | Path, overrides: Sequence[Override] = (), profile: str | None = None) -> Suite:
+    """Read and check a suite, given by path or by the name of a shipped one.
+
+    `profile` names one of the file's own; `overrides` are (dotted key or parameter, YAML value) and go last. The file
+    must be right as it stands and with each of its profiles, not only as asked for.
+
+    Raises:
+        BadSuite: all mistakes, each with its place.
+    """
+    path = find(suite)
+    file = _File(path, _read(path), profile or "", tuple(overrides))
+    tree, mistakes = parse(file.text, str(path))
+    if tree is not None and not isinstance(tree.value, dict):
+        mistakes.append(Mistake(tree.mark, "", "a suite is a mapping of keys to values"))
+    if tree is None or not isinstance(tree.value, dict):
+        raise BadSuite(mistakes)
+    unreadable = frozenset(mistake.mark for mistake in mistakes)
+    made, found = _variant(tree, file, unreadable)
+    mistakes += found
+    for name in ["", *_profiles(tree)]:
+        if name != file.profile or file.overrides:
+            _, found = _variant(tree, _File(path, file.text, name), unreadable)
+            mistakes += _new(found, mistakes, name)
+    if made is None or mistakes:
+        raise BadSuite(mistakes)
+    return made
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise BadSuite([Mistake(Mark(str(path)), "", error.strerror or str(error))]) from error
+    if len(content) > LARGEST_FILE:
+        raise BadSuite([Mistake(Mark(str(path)), "", f"more than {LARGEST_FILE} bytes; that is no suite")])
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        mark = Mark(str(path), before.count(b"\n") + 1, error.start - before.rfind(b"\n"))
+        raise BadSuite([Mistake(mark, "", f"byte 0x{error.object[error.start]:02x} is not UTF-8")]) from None
+
+
+def _profiles(tree: Node) -> list[str]:
+    """Names of the profiles that can be laid over the file; the form reports the others."""
+    limit = 20
+    return list(overlay.keys(child(tree, "profiles")))[:limit]
+
+
+def _new(found: Sequence[Mistake], known: Sequence[Mistake], profile: str) -> list[Mistake]:
+    note = f" (with profile {profile})" if profile else " (as the file stands)"
+    return [Mistake(m.mark, m.path, m.text + note) for m in found if m not in set(known)]
+
+
+def _variant(tree: Node, file: _File, unreadable: frozenset[Mark]) -> tuple[Suite | None, list[Mistake]]:
+    """The suite with a profile and overrides laid over it, and the mistakes in that."""
+    mistakes: list[Mistake] = []
+    if file.profile:
+        tree, found = overlay.with_profile(tree, file.profile)
+        mistakes += found
+    known = [key for key in SuiteForm.model_fields if key != "profiles"]
+    for option in file.overrides:
+        tree, found = overlay.with_override(tree, option, known)
+        mistakes += found
+    tree, found = overlay.substituted(tree)
+    mistakes += found
+    findings = Findings(tree, unreadable | {mistake.mark for mistake in mistakes}, mistakes)
+    return _suite(findings, file), findings.mistakes
+
+
+def _suite(findings: Findings, file: _File) -> Suite | None:
+    """The suite, complete only where there are no mistakes; None where it is too large to be made."""
+    form, bad = checked(findings)
+    if _too_large(form, findings):
+        return None
+    counts = [len(findings.mistakes)]
+    arms = grid.arms(form, findings)
+    counts.append(len(findings.mistakes))
+    sites = measured.Sites(measured.one_of_each(arms), findings)
+    tensors = measured.tensors(form.tensors, sites)
+    counts.append(len(findings.mistakes))
+    treatments = measured.treatments(form.treatments, sites)
+    counts.append(len(findings.mistakes))
+    grown = (low < high for low, high in pairwise(counts))
+    unsure = bad | {key for key, more in zip(("models", "tensors", "treatments"), grown, strict=True) if more}
+    names = [arm.name for arm in arms], [treatment.name for treatment in treatments]
+    return Suite(
+        name=form.suite,
+        version=form.version,
+        question=form.question,
+        params=form.params,
+        data=_data(form.data, findings, file),
+        arms=arms,
+        tensors=tensors,
+        evaluate=Evaluate(windows=form.evaluate.windows, split=form.evaluate.split),
+        treatments=treatments,
+        budget=Budget(cells=form.budget.cells, cpu_seconds=form.budget.cpu_seconds),
+        effects=effects.Effects(*names, tensors, sites, unsure).read(form.effects),
+        path=file.path.name,
+        text=file.text,
+        profile=file.profile,
+        overrides=file.overrides,
+    )
+
+
+def count_cells(form: SuiteForm) -> int:
+    """Cells of a suite, before `exclude`, by multiplication; the calibration arm is left out."""
+    runs = sum(grid.count(entry) * len(entry.seeds or form.seeds) for entry in form.models)
+    errors = sum(1 + quantizers.count(entry.quantizers) for entry in form.tensors)
+    return runs * (2 + errors + sum(map(_count_treatments, form.treatments)))
+
+
+def _count_treatments(entry: TreatmentEntry) -> int:
+    return len(entry.scope) * quantizers.count(entry.quantizers) if entry.name is None else 1
+
+
+def _too_large(form: SuiteForm, findings: Findings) -> bool:
+    cells, runs = count_cells(form), sum(grid.count(entry) * len(entry.seeds or form.seeds) for entry in form.models)
+    largest = max(cells, max((quantizers.count(entry.quantizers) for entry in form.tensors), default=0))
+    if largest <= form.budget.cells:
+        return False
+    text = (
+        f"the grids make {cells:,} cells of {runs:,} trained models; allowed: {form.budget.cells:,}, or a larger budget"
+    )
+    findings.add(("budget", "cells"), text)
+    return True
+
+
+def _data(name: str, findings: Findings, file: _File) -> str:
+    """The data's name with an absolute path; a path in the file starts from the file, one in --set from here."""
+    kind, _, path = name.partition(":")
+    if name == "stdlib":
+        return name
+    if kind != "text" or not path:
+        findings.add(("data",), f"no data {name!r}{suggestion(name, DATA)} known: {', '.join(DATA)}")
+        return name
+    mark, _ = findings.place(("data",))
+    found = os.path.abspath(os.path.join("." if mark.line == 0 else file.path.parent, path))
+    if not os.path.exists(found):
+        findings.add(("data",), f"no file or folder {path!r}; a path starts from the folder of the suite")
+    return f"text:{found}"

@@ -1,0 +1,117 @@
+"""The fast sweep against encoding, decoding and summing one quantizer at a time."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from qbench.quant.blocks import NonFinite
+from qbench.quant.catalog import QUANTIZERS
+from qbench.quant.grid import grid_of
+from qbench.quant.quantizer import build
+from qbench.quant.sweep import ErrorSums, sweep
+
+
+def heavy(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) ** 3
+    x[x.abs() < 1e-3] = 0
+    return x.to(dtype)
+
+
+def naive(x: Tensor, name: str, channel_axis: int) -> dict[str, object]:
+    """The same numbers, by definition."""
+    q = build(name, channel_axis)
+    encoded = q.encode(x)
+    wide, y = x.double(), q.decode(encoded).double()
+    others = [axis for axis in range(x.ndim) if axis != channel_axis % x.ndim]
+    return {
+        "n": x.numel(),
+        "signal_C": wide.square().sum(others),
+        "error_C": (y - wide).square().sum(others),
+        "max_error": float((y - wide).abs().max()),
+        "zeroed": int(((y == 0) & (wide != 0)).sum()),
+        "nonzero": int((wide != 0).sum()),
+        "scales": encoded.scales.numel(),
+        "underflowed_scales": encoded.underflowed,
+        "bits": encoded.bits,
+        "levels": len(encoded.codes.flatten()[:65536].unique()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("x", "channel_axis"),
+    [
+        (heavy(4, 64, 96), -1),
+        (heavy(96, 160), 0),
+        (heavy(8, 512) * 1e-9, -1),
+        (heavy(8, 512) * 1e-28, -1),
+        (heavy(4, 64, 96, dtype=torch.bfloat16), -1),
+        (heavy(64, 96, dtype=torch.float64), -1),
+        (heavy(96, 64).T, -1),
+    ],
+    ids=["activations", "weights", "gradients", "tiny", "bfloat16", "float64", "transposed"],
+)
+def test_equal_to_the_plain_way(x: Tensor, channel_axis: int) -> None:
+    for name, sums in sweep(x, QUANTIZERS, channel_axis).items():
+        for key, expected in naive(x, name, channel_axis).items():
+            torch.testing.assert_close(
+                getattr(sums, key), expected, rtol=1e-5, atol=0, msg=lambda m, n=name, k=key: f"{n} {k}: {m}"
+            )
+
+
+def test_saturated_values_are_those_beyond_the_grid() -> None:
+    x = heavy(64, 96)
+    for name, sums in sweep(x, [n for n, row in QUANTIZERS.items() if row.spec.hadamard is None]).items():
+        q = build(name)
+        low, high = grid_of(q.spec).limits
+        e = q.encode(x)
+        blocks = q.blocks(x).values
+        y = blocks / e.scales.float() + (0 if e.zeros is None else e.zeros)
+        assert sums.saturated == int(((y > high) | (y < low)).sum()), name
+    assert sweep(x, ["int4/token"])["int4/token"].saturated == 0
+    assert sweep(x, ["int4/token/rms"])["int4/token/rms"].saturated > 0
+    assert sweep(torch.tensor([[1.0, -1.0, 0.2]]), ["int4.full/token"])["int4.full/token"].saturated == 1
+
+
+def test_sums_of_parts_merge_into_the_sums_of_the_whole() -> None:
+    x = heavy(6, 32, 64)
+    names = ["int4/token", "mxfp4", "lloyd4/block:64"]  # whose scales do not cross the cut
+    whole, a, b = sweep(x, names), sweep(x[:2], names), sweep(x[2:], names)
+    for name in names:
+        merged = a[name].merge(b[name])
+        torch.testing.assert_close(merged.error_C, whole[name].error_C, rtol=1e-6, atol=0)
+        for key in ("n", "max_error", "saturated", "zeroed", "scales", "levels", "bits"):
+            assert getattr(merged, key) == getattr(whole[name], key)
+
+
+def test_different_channels_do_not_merge() -> None:
+    def sums(width: int) -> ErrorSums:
+        return sweep(heavy(4, width), ["int4/token"])["int4/token"]
+
+    with pytest.raises(ValueError, match="cannot merge 8 channels with 16"):
+        sums(8).merge(sums(16))
+
+
+def test_nothing_adds_nothing() -> None:
+    sums = sweep(heavy(4, 8), ["int4/token"])["int4/token"]
+    empty = sweep(torch.empty(0, 8), ["int4/token"])["int4/token"]
+    assert empty.bits_per_value == 0
+    assert empty.merge(sums).error == sums.error
+    assert empty.merge(sums).n == sums.n
+
+
+def test_a_zero_tensor_has_no_error() -> None:
+    for sums in sweep(torch.zeros(4, 128), QUANTIZERS).values():
+        assert (sums.error, sums.signal, sums.zeroed, sums.underflowed_scales, sums.saturated) == (0, 0, 0, 0, 0)
+
+
+def test_names_are_canonical_and_in_order() -> None:
+    assert list(sweep(heavy(4, 32), ["int4/token/absmax", "e2m1/block:32/pow2/scale:e8m0"])) == ["int4/token", "mxfp4"]
+
+
+def test_input_is_left_alone_and_must_be_finite() -> None:
+    x = heavy(4, 128)
+    before = x.clone()
+    sweep(x, QUANTIZERS)
+    assert torch.equal(x, before)
+    with pytest.raises(NonFinite, match="1 of 512"):
+        sweep(x.index_fill(0, torch.tensor([0]), 0.0).masked_fill(x == x[1, 1], float("nan")), ["int4/token"])
