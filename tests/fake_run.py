@@ -242,7 +242,7 @@ def training(spec: dict[str, Any], loss: float, kurtosis: Mapping[str, float]) -
     for step in range(0, steps + 1, 50):
         now = loss + (5.5 - loss) * math.exp(-4 * step / steps)
         yield {"step": step, "values": {"validation_loss": now, "train_loss": now - 0.01}}
-    for step in spec["training"]["shape_steps"]:
+    for step in (*spec["training"]["shape_steps"], steps):
         grown = 1 - math.exp(-3 * step / steps)
         for site, final in kurtosis.items():
             yield {
@@ -314,9 +314,9 @@ def keep(run: Run, wanted: Callable[[Closing], bool]) -> Run:
 
 
 def failing(run: Run, hit: Callable[[Closing], bool], reason: str) -> Run:
-    """The same run with the cells that `hit` accepts failed."""
+    """The same run with the cells that `hit` accepts failed; what they had measured before is still in the file."""
     cells = {
-        name: Attempt(replace(one.closing, status="failed", error=reason, records=0), ()) if hit(one.closing) else one
+        name: Attempt(replace(one.closing, status="failed", error=reason), one.records) if hit(one.closing) else one
         for name, one in run.cells.items()
     }
     return replace(run, cells=cells)

@@ -9,7 +9,7 @@ import pytest
 from qbench.capture.sites import CALIBRATION_SITES
 from qbench.models.spec import ModelSpec
 from qbench.suite.cells import MEASURE_REVISION, TRAIN_REVISION, Cell, Environment, Measurement, expand, groups
-from qbench.suite.schema import Suite, load
+from qbench.suite.schema import BadSuite, Suite, load
 from qbench.suite.value import Treatment
 from qbench.train.spec import TrainingSpec
 
@@ -246,11 +246,12 @@ def test_golden_ids(small: Suite) -> None:
     assert cells[3].training_key[:16] == GOLDEN_WEIGHTS
 
 
-def test_growth_is_as_large_as_it_says() -> None:
-    cells = expand(load("growth"), HERE)
-    # 4 arms of 2 seeds: a training, 2 shapes, 9 + 2 errors, 1 + 18 + 2 losses; and 1 + 9 of the calibration arm
-    assert len(cells) == 8 * (1 + 2 + 11 + 21) + 10
-    assert load("growth", overrides=[("budget.cells", "280")]).budget.cells == 8 * 35
+@pytest.mark.parametrize("name", ["quickstart", "growth"])
+def test_the_budget_counts_the_cells_that_there_will_be(name: str) -> None:
+    exact = sum(cell.arm != "calibration" for cell in expand(load(name), HERE))
+    assert load(name, overrides=[("budget.cells", str(exact))]).budget.cells == exact
+    with pytest.raises(BadSuite, match=f"the grids make {exact} cells"):
+        load(name, overrides=[("budget.cells", str(exact - 1))])
 
 
 GOLDEN_IDS = ["3d5d3edb5de55309", "ecd4717757cdf149", "e23186f15f9b9ad3"]

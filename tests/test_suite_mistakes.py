@@ -205,6 +205,17 @@ def test_a_mistake_in_one_part_is_not_reported_again_in_another(read: Read) -> N
     assert len(mistakes(read, GOOD.replace("scope: [", "scop: ["))) == 1
 
 
+def test_what_cannot_be_read_is_reported_once_and_not_used(read: Read) -> None:
+    for old, new in [
+        ("0.002]", ".inf]"),
+        ("[residual-free]", "[*x]"),
+        ("[0, 1]", "[0, .nan]"),
+        ("bits: [4]", "bits: .inf"),
+    ]:
+        (line,) = mistakes(read, GOOD.replace(old, new))
+        assert "finite" in line or "alias" in line
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

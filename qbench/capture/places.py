@@ -1,12 +1,15 @@
 """The named places of any live module: a model's own site names where it has them, else its leaf modules."""
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 from torch import nn
 
-from qbench.names import UnknownName, suggestion
+from qbench.capture.sites import Kind, matches, near, resolve
+from qbench.models.transformer import Transformer
+from qbench.names import UnknownName
+
+ITSELF = "model"  # the name of a model that is one leaf module
 
 
 def places(model: nn.Module) -> Mapping[str, nn.Module]:
@@ -14,7 +17,8 @@ def places(model: nn.Module) -> Mapping[str, nn.Module]:
     own = getattr(model, "sites", None)
     if callable(own):
         return cast(Mapping[str, nn.Module], own())
-    return {name: module for name, module in model.named_modules() if name and not any(module.children())}
+    leaf = {name: module for name, module in model.named_modules() if next(module.children(), None) is None}
+    return {name or ITSELF: module for name, module in leaf.items()}
 
 
 def matrices(model: nn.Module) -> Mapping[str, nn.Parameter]:
@@ -22,13 +26,19 @@ def matrices(model: nn.Module) -> Mapping[str, nn.Parameter]:
     own = getattr(model, "weights", None)
     if callable(own):
         return cast(Mapping[str, nn.Parameter], own())
-    found: dict[str, Any] = {name: getattr(module, "weight", None) for name, module in model.named_modules()}
+    found: dict[str, Any] = {name or ITSELF: getattr(m, "weight", None) for name, m in model.named_modules()}
     return {name: weight for name, weight in found.items() if isinstance(weight, nn.Parameter) and weight.dim() == 2}
 
 
-def matching(pattern: str, names: Mapping[str, object]) -> list[str]:
-    """The names that `pattern` selects, where `*` stands for anything; UnknownName where that is none."""
-    found = [name for name in names if fnmatchcase(name, pattern)]
+def select(model: nn.Module, kind: Kind, pattern: str) -> tuple[str, ...]:
+    """The places or matrices of `model` that `pattern` selects; UnknownName where that is none.
+
+    Patterns mean what they mean in a suite (`capture.sites`); so do scopes and aliases for a model of ours.
+    """
+    if isinstance(model, Transformer):
+        return resolve(pattern, kind, model.spec.wiring, model.spec.layers)
+    names = matrices(model) if kind == "weight" else places(model)
+    found = tuple(name for name in names if matches(pattern, name))
     if not found:
-        raise UnknownName(f"no place {pattern!r}{suggestion(pattern, names)} known: {', '.join(names)}")
+        raise UnknownName(f"no {kind} place {pattern!r}{near(pattern, names, names)} known: {', '.join(names)}")
     return found

@@ -50,31 +50,26 @@ def gradients(
     """
 
     def watch(name: str, x: Tensor) -> None:
-        if x.requires_grad:
-            x.register_hook(lambda gradient: visit(name, gradient))
+        x.register_hook(lambda gradient: visit(name, gradient))
 
-    with frozen(model), watching(places, watch):
+    with torch.enable_grad(), frozen(model), rooted(places), watching(places, watch):
         for batch in batches:
-            # The embedding is the root of the graph: its output is made to require a gradient by the hook below.
-            with rooted(places):
-                loss(model, batch).backward()
+            loss(model, batch).backward()
 
 
 @contextmanager
 def rooted(places: Mapping[str, nn.Module]) -> Generator[None, None, None]:
-    """Make the first place reached a leaf that requires a gradient, so that frozen models have something to derive."""
-    done = False
+    """Make what leaves each place require a gradient: in a frozen model the first ones reached are the roots.
+
+    There can be many, such as queries, keys and values, none of which depends on another.
+    """
 
     def root(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
-        nonlocal done
-        if done:
-            return None
-        done = True
-        return output.detach().requires_grad_()
+        return None if output.requires_grad else output.detach().requires_grad_()
 
     with ExitStack() as hooks:
         for module in places.values():
-            hooks.enter_context(module.register_forward_hook(root, prepend=True))
+            hooks.enter_context(module.register_forward_hook(root))
         yield
 
 

@@ -5,7 +5,7 @@ any run of characters within one part of a name and `**` for any number of parts
 outputs and not `blocks.0.attn.out`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Literal
@@ -92,8 +92,8 @@ mid, mlp.in, mlp.pre, mlp.hidden, mlp.out, out}, final, logits
     """
     names = {n: n for n in all_weights(layers)} if kind == "weight" else _activations(wiring, layers)
     scopes = SCOPES[kind]
-    wanted = [p.split(".") for p in (scopes[pattern](layers) if pattern in scopes else (pattern,))]
-    found = {names[name] for name in names if any(_matches(parts, name.split(".")) for parts in wanted)}
+    wanted = scopes[pattern](layers) if pattern in scopes else (pattern,)
+    found = {names[name] for name in names if any(matches(one, name) for one in wanted)}
     if not found:
         raise _unknown(pattern, kind, names)
     return tuple(dict.fromkeys(site for name in names if (site := names[name]) in found))
@@ -112,21 +112,38 @@ def _activations(wiring: Wiring, layers: int) -> dict[str, str]:
     return names | {"final": "final", "logits": "logits"}
 
 
-def _matches(pattern: Sequence[str], name: Sequence[str]) -> bool:
-    """Walk the pattern part by part, with the set of positions in the name that it may have reached."""
-    reached = {0}
-    for part in pattern:
+def matches(pattern: str, name: str) -> bool:
+    """Whether `pattern` selects `name`: `*` is any run of characters in one part, `**` any number of parts.
+
+    >>> matches("blocks.*.out", "blocks.0.out"), matches("blocks.*.out", "blocks.0.mlp.out")
+    (True, False)
+    """
+    parts = name.split(".")
+    reached = {0}  # positions in the name that the pattern may have come to
+    for part in pattern.split("."):
         if part == "**":
-            reached = set(range(min(reached), len(name) + 1)) if reached else reached
+            reached = set(range(min(reached), len(parts) + 1)) if reached else reached
         else:
-            reached = {i + 1 for i in reached if i < len(name) and fnmatchcase(name[i], part)}
-    return len(name) in reached
+            reached = {i + 1 for i in reached if i < len(parts) and fnmatchcase(parts[i], part)}
+    return len(parts) in reached
+
+
+def near(pattern: str, names: Iterable[str], known: Iterable[str]) -> str:
+    """What may have been meant by a pattern that selects none of `names`: `**` for `*`, or something in `known`.
+
+    >>> near("blocks.0.*", ["blocks.0.attn.q"], [])
+    "; did you mean 'blocks.0.**'?"
+    """
+    wider = ".".join("**" if part == "*" else part for part in pattern.split("."))
+    if any(matches(wider, name) for name in names):
+        return f"; did you mean {wider!r}?"
+    return suggestion(pattern, known)
 
 
 def _unknown(pattern: str, kind: Kind, names: Mapping[str, str]) -> UnknownName:
     inner = MATRICES if kind == "weight" else PLACES
     generic = [f"blocks.*.{part}" for part in inner]
-    near = suggestion(pattern, [*SCOPES[kind], *generic, *names])
+    hint = near(pattern, names, [*SCOPES[kind], *generic, *names])
     around = ("logits",) if kind == "weight" else ("final", "logits")
     known = ", ".join((*SCOPES[kind], "embed", f"blocks.N.{{{', '.join(inner)}}}", *around))
-    return UnknownName(f"no {kind} site {pattern!r}{near} known: {known}")
+    return UnknownName(f"no {kind} site {pattern!r}{hint} known: {known}")

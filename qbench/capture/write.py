@@ -26,15 +26,17 @@ class Seen:
 
 @dataclass(slots=True)
 class Engagement:
-    """Proof that quantizers ran: which places (`kind:site`) they touched, and what they did there."""
+    """Proof that quantizers ran: which of the places asked for (`kind:site`) they touched, and what they did there."""
 
+    asked: tuple[str, ...] = ()
     places: dict[str, Seen] = field(default_factory=dict[str, Seen])
 
     def note(self, place: str, quantizer: Quantizer, x: Tensor, y: Tensor) -> None:
-        """Look at the first tensor that passes `place`; later ones cost nothing."""
-        if place in self.places:
+        """Look at the first tensor with any values that passes `place`; later ones cost nothing."""
+        if place in self.places or not x.numel():
             return
-        rows = x.detach().reshape(-1, x.shape[-1])[: max(1, SAMPLE // x.shape[-1])]
+        width = x.shape[-1] if x.ndim else 1
+        rows = x.detach().reshape(-1, width)[: max(1, SAMPLE // width)]
         self.places[place] = Seen(
             levels=int(quantizer.encode(rows).codes.unique().numel()),
             limit=2**quantizer.spec.bits,
@@ -58,8 +60,10 @@ class Engagement:
         for place, seen in self.places.items():
             if seen.levels > seen.limit:
                 raise RuntimeError(f"{place} shows {seen.levels} levels, its code has {seen.limit}")
+        missed = [place for place in self.asked if place not in self.places]
         same = sorted(place for place, seen in self.places.items() if not seen.changed)
-        return (f"the error is exactly zero at {', '.join(same)}",) if same else ()
+        found = {"nothing passed through": missed, "the error is exactly zero at": same}
+        return tuple(f"{what} {', '.join(where)}" for what, where in found.items() if where)
 
 
 @contextmanager
@@ -71,10 +75,12 @@ def quantized(
     """While open, activations, weights and gradients of the named places are their quantized copies.
 
     Activations and gradients pass straight through (`quant.straight`), so the model still trains; weights are
-    replaced in place and put back to the bit on the way out, also after an error.
+    replaced in place and put back to the bit on the way out, also after an error. A place that gives anything but
+    one floating-point tensor raises TypeError when it is reached.
     """
-    engagement = Engagement()
     backward = gradients or {}
+    kinds = {"weight": matrices, "activation": places, "gradient": backward}
+    engagement = Engagement(tuple(f"{kind}:{name}" for kind, names in kinds.items() for name in names))
     with ExitStack() as undo:
         for name, (parameter, quantizer) in matrices.items():
             undo.enter_context(_replaced(f"weight:{name}", parameter, quantizer, engagement))
@@ -98,7 +104,9 @@ class _Hook:
     backward: Quantizer | None
     engagement: Engagement
 
-    def __call__(self, _module: nn.Module, _inputs: object, x: Tensor) -> Tensor:
+    def __call__(self, _module: nn.Module, _inputs: object, x: object) -> Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"{self.name} gives a {type(x).__name__}, not one floating-point tensor")
         y = fake(x, self.forward, self.backward)
         if self.forward is not None:
             self.engagement.note(f"activation:{self.name}", self.forward, x, y)

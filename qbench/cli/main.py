@@ -1,10 +1,10 @@
 """The `qbench` command: which arguments there are, and what exit code an error becomes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import version
 from typing import NoReturn
 
 GOOD, NO, USAGE, INCONCLUSIVE, ERROR = range(5)
@@ -28,6 +28,7 @@ EXIT_CODES = {
     "BadRecords": ERROR,
     "BadManifest": ERROR,
     "BadEvidence": ERROR,
+    "OSError": ERROR,  # a file that cannot be read or written
 }
 
 
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = parser()
     options = root.parse_args(arguments)
     if options.version:
-        print(f"qbench {version('qbench-suite')}")
+        print(f"qbench {_version()}")
         return GOOD
     if not options.command:
         root.print_help()
@@ -142,17 +143,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, _, function = COMMANDS[options.command][1].partition(":")
     command: Callable[[argparse.Namespace], int] = getattr(import_module(f"qbench.cli.{module}"), function)
     try:
-        return command(options)
+        code = command(options)
+        sys.stdout.flush()  # here, where its errors are caught
+        return code
     except KeyboardInterrupt:
         return _explain("stopped; what was measured is stored, and the same command goes on from there", INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away, as `head` does
+        # The reader of our output went away, as `head` does; what is still to be flushed goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return GOOD
     except Exception as error:
         code = next((EXIT_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES), None)
         if code is None:
             raise
         return _explain(error, code)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("qbench-suite")
+    except PackageNotFoundError:
+        return "(a source checkout that is not installed)"
 
 
 def _explain(error: Exception | str, code: int) -> int:

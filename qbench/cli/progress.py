@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Iterable
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qbench.suite.cells import Cell
 from qbench.suite.run import Plan, Step
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 # CPU seconds of one cell of the quick configuration (QUICK), by what it measures: for the estimate and the time left.
 SECONDS = {"training": 16.0, "shape": 0.5, "error": 0.15, "loss": 0.25}
@@ -120,10 +123,12 @@ class Bar:
 
         open_cells = [cell for cell in planned.cells if cell.id not in planned.done]
         self._work, self._cells, self._of = Work(open_cells), 0, len(open_cells)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        # Without markup: names and errors may hold brackets.
+        description = TextColumn("{task.description}", markup=False)
+        columns = (description, BarColumn(), TextColumn("{task.fields[note]}", markup=False))
         self._progress = Progress(*columns, console=Console(stderr=True))
         self._all = self._progress.add_task(planned.suite.name, total=1.0, note="")
-        self._models: dict[str, int] = {}
+        self._models: dict[str, TaskID] = {}
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -136,9 +141,9 @@ class Bar:
         self._work.note(step)
         self._cells += step.cell is not None
         if step.status == "failed" and step.cell:
-            self._progress.console.print(f"[red]failed[/] {step.group} {step.cell.title}: {step.error}")
+            self._say(f"failed: {step.group}, {step.cell.title}: {step.error}", "red")
         for warning in step.warnings:
-            self._progress.console.print(f"[yellow]{step.group}[/] {warning}")
+            self._say(f"{step.group}: {warning}".removeprefix(": "), "yellow")
         if step.group and not step.cell:
             self._train(step)
         elif step.group in self._models:
@@ -146,10 +151,11 @@ class Bar:
         note = f"{self._cells} of {self._of} cells, {self._work.left}"
         self._progress.update(self._all, completed=self._work.share, note=note)
 
-    def _train(self, step: Step) -> None:
-        from rich.progress import TaskID
+    def _say(self, text: str, style: str) -> None:
+        self._progress.console.print(text, style=style, markup=False, highlight=False)
 
+    def _train(self, step: Step) -> None:
         if step.group not in self._models:
             self._models[step.group] = self._progress.add_task(f"  {step.group}", total=1.0, note="")
-        task = TaskID(self._models[step.group])
+        task = self._models[step.group]
         self._progress.update(task, completed=step.share, note=f"training {step.share:.0%}", visible=True)

@@ -11,6 +11,7 @@ from qbench.metrics.catalog import METRICS
 from qbench.names import pick
 from qbench.results import export as table
 from qbench.results import latex
+from qbench.results.files import write_whole
 from qbench.results.run import Run, read
 from qbench.stats.interval import mean_interval
 
@@ -83,5 +84,5 @@ def _write(text: str, out: str | None) -> None:
     if out is None:
         sys.stdout.write(text)
     else:
-        Path(out).write_text(text, encoding="utf-8")
+        write_whole(Path(out), text.encode())
         print(out)

@@ -28,7 +28,8 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(planned)
     if not planned.todo:
-        print(f"{out}: all {len(planned.cells)} cells are there; nothing to run")
+        which = f"cells that start with {options.only}" if options.only else f"{len(planned.cells)} cells"
+        print(f"{out}: all {which} are there; nothing to run")
         return GOOD
     return _carry_out(planned, options)
 

@@ -57,6 +57,12 @@ class Quantizer:
         bits += used.stored.numel() * SCALE_BITS[self.spec.scale]
         return Encoded(codes, used.stored, zeros, bits, int(underflowed(blocks, used)), x.shape, x.dtype)
 
+    def fake(self, x: Tensor, backward: "Quantizer | None" = None) -> Tensor:
+        """`roundtrip` for training: the gradient passes straight through, quantized by `backward` where it is given."""
+        from qbench.quant.straight import fake
+
+        return fake(x, self, backward)
+
     def decode(self, e: Encoded) -> Tensor:
         if not e.shape.numel():
             return torch.empty(e.shape, dtype=e.dtype, device=e.codes.device)

@@ -2,12 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log10
 from statistics import fmean, median
 from typing import TypedDict, Unpack
 
-from qbench.report import axes, pareto
+from qbench.report import axes, pareto, troubles
 from qbench.report.panels import Band, Mark, Panel, Rule, Series
 from qbench.report.view import UNQUANTIZED, Arm, Row, View, by_seed, deviation
 from qbench.report.words import counted, listed, number
@@ -75,8 +75,12 @@ def scope_of(row: Row) -> str:
 def budgets(run: View, metric: str) -> list[Panel]:
     """One panel for each scope: `metric` (loss_increase or loss) against bits per value, for every arm and treatment.
 
-    The panels share their axes, so that scopes can be compared.
+    The panels share their axes, so that scopes can be compared. Absolute losses leave out the arms that learned
+    nothing: they would press all others into a corner.
     """
+    if metric == "loss":
+        lost = troubles.learned_nothing(run)
+        run = replace(run, arms=tuple(arm for arm in run.arms if arm.name not in lost))
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in run.select("loss"):
         if row.treatment != UNQUANTIZED and metric in row.values and row.bits is not None:

@@ -133,10 +133,6 @@ def growth(run: View, site_class: str) -> Panel:
         for step in sorted({row.step for row in during if row.step is not None}):
             seeds = by_seed([row for row in during if row.step == step], KURTOSIS)
             marks[arm.name] += _mark(step, seeds, f"step {step}")
-        last = int((arm.training or {}).get("steps", 0))
-        if marks[arm.name] and marks[arm.name][-1].x < last:
-            after = _of_class(run.select("shape", kind="activation", arm=arm.name), arm, site_class)
-            marks[arm.name] += _mark(last, by_seed(after, KURTOSIS), f"step {last}, after training")
     return _panel(run, "training step", "while training, mean over layers", site_class, marks)
 
 
@@ -177,8 +173,8 @@ def _panel(run: View, x_title: str, title: str, site_class: str, marks: dict[str
 
 def _course(series: Sequence[Series], x_title: str) -> str:
     ends = [
-        f"{one.name} from {number(one.marks[0].y, 2)} at {x_title} {number(one.marks[0].x)} "
-        f"to {number(one.marks[-1].y, 2)} at {number(one.marks[-1].x)}"
+        f"{one.name} from {number(one.marks[0].y, 2)} at {x_title} {one.marks[0].x:g} "
+        f"to {number(one.marks[-1].y, 2)} at {one.marks[-1].x:g}"
         for one in series
     ]
     return f"Excess kurtosis: {listed(ends)}." if ends else ""

@@ -30,6 +30,7 @@ MEASURED = {
     "excess_kurtosis/token": "excess kurtosis per token",
     "excess_kurtosis/channel": "excess kurtosis per channel",
 }
+LOST = "{} learned nothing, so there is nothing to lose to few bits; absolute losses leave it out, the table has it."
 LEAD = {"supported": "Supported", "contradicted": "Contradicted", "undecided": "Undecided"}
 
 
@@ -171,7 +172,7 @@ def _budget(seen: View, budgets: Mapping[str, Sequence[Panel]]) -> dict[str, Any
             for label, panels in budgets.items()
         ],
         "table": tables.of_budgets(budgets["loss increase"]),
-        "learned_nothing": f"{listed(stuck)} learned nothing, and so has nothing to lose to few bits." if stuck else "",
+        "learned_nothing": LOST.format(listed(stuck)) if stuck else "",
     }
 
 

@@ -153,7 +153,7 @@ def of_course(panel: Panel) -> Table:
     for series in panel.series:
         here = {mark.x: number(mark.y) for mark in series.marks}
         rows.append((series.name, *(here.get(x, NONE) for x in places)))
-    columns = (panel.x.title, *(number(x) for x in places))
+    columns = (panel.x.title, *(f"{x:g}" for x in places))
     return Table(caption=f"Excess kurtosis, {panel.title}: mean over seeds", columns=columns, rows=tuple(rows))
 
 

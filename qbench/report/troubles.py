@@ -34,14 +34,13 @@ def warnings(run: View) -> list[Trouble]:
 
 
 def learned_nothing(run: View) -> list[str]:
-    """Arms with a seed that is stuck or diverged: having learned nothing they have nothing to lose to few bits."""
-    arms = [
-        str(cell.spec.get("arm", ""))
-        for cell in run.cells
-        if part(cell.spec, "measurement").get("what") == "training"
-        and any(text.lower().startswith(LEARNED_NOTHING) for text in cell.warnings)
-    ]
-    return list(dict.fromkeys(arms))
+    """Arms whose every seed is stuck or diverged: having learned nothing they have nothing to lose to few bits."""
+    lost: dict[str, list[bool]] = defaultdict(list)
+    for cell in run.cells:
+        if part(cell.spec, "measurement").get("what") == "training":
+            warned = any(text.lower().startswith(LEARNED_NOTHING) for text in cell.warnings)
+            lost[str(cell.spec.get("arm", ""))].append(warned)
+    return [arm for arm, seeds in lost.items() if all(seeds)]
 
 
 def _grouped(found: Iterable[tuple[Closing, str]]) -> list[Trouble]:

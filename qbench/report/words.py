@@ -85,7 +85,7 @@ def counted(n: int, noun: str) -> str:
     >>> counted(1, "seed"), counted(3, "seed")
     ('1 seed', '3 seeds')
     """
-    return f"{n} {noun}{'' if n == 1 else 's'}"
+    return f"{fixed(n, 0)} {noun}{'' if n == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

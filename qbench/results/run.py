@@ -19,6 +19,10 @@ class NoRun(FileNotFoundError):
     """A folder holds no records."""
 
 
+class NoSuchCell(LookupError):
+    """No cell of a run, or more than one, is called so."""
+
+
 class Row(TypedDict):
     """One number and all that it belongs to; `arm` is the name of the model in its suite."""
 
@@ -103,11 +107,11 @@ class Run:
         return tuple(closing for closing in closings if closing.status != "measured")
 
     def cell(self, start: str) -> Attempt:
-        """The one cell whose id starts with `start`; LookupError where there is none or more than one."""
+        """The one cell whose id starts with `start`; NoSuchCell where there is none or more than one."""
         found = [cell for cell in self.cells if cell.startswith(start)]
         if len(found) != 1:
             some = f"{len(found)} cells start" if found else "no cell starts"
-            raise LookupError(f"{some} with {start!r} in {self.folder}, which holds {len(self.cells)} cells")
+            raise NoSuchCell(f"{some} with {start!r} in {self.folder}, which holds {len(self.cells)} cells")
         return self.cells[found[0]]
 
     def only(self, cells: Container[str]) -> "Run":

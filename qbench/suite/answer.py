@@ -68,6 +68,23 @@ def attempt(cells: Sequence[Cell], answer: Callable[[], Iterable[Answer]]) -> Ge
             yield failed(cell, error, perf_counter() - start)
 
 
+def together(
+    cells: Sequence[Cell], answer: Callable[[Sequence[Cell]], Iterable[Answer]]
+) -> Generator[Answer, None, None]:
+    """The answers of `answer` to all cells at once; where that fails, to halves of those it failed, down to each alone:
+    sharing a pass costs no cell that would succeed by itself.
+    """
+    again: list[Cell] = []
+    for done in attempt(cells, lambda: answer(cells)):
+        if done.status == "failed" and len(cells) > 1:
+            again.append(done.cell)
+        else:
+            yield done
+    half = len(again) // 2
+    for part in filter(None, (again[:half], again[half:])):
+        yield from together(part, answer)
+
+
 def training_answer(cell: Cell, log: Log, seconds: float) -> Answer:
     """The training log as records; a run that learned nothing is measured, and says so."""
     *rows, summary = log

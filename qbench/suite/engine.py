@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
@@ -34,43 +35,53 @@ class Worker:
     def __init__(self, number: int, task: Mapping[str, Any], queue: "SimpleQueue[Message]") -> None:
         self._number, self._queue = number, queue
         self._log: deque[str] = deque(maxlen=LOG_LINES)
+        # -P and the parent's own search path: a queue.py in the user's folder is not the standard library's.
+        search = os.pathsep.join(map(str, sys.path))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "qbench.suite.worker"],
+            [sys.executable, "-P", "-m", "qbench.suite.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **dict.fromkeys(ONE_THREAD, "1"), "PYTHONUNBUFFERED": "1"},
+            env=os.environ | dict.fromkeys(ONE_THREAD, "1") | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": search},
         )
-        assert self._process.stdin is not None
         self._stderr = Thread(target=self._keep_log, daemon=True)
         self._stderr.start()
-        Thread(target=self._listen, daemon=True).start()
-        try:
-            self._process.stdin.write(json.dumps(task).encode() + b"\n")
-            self._process.stdin.flush()  # and left open: its end tells the worker that the parent is gone
-        except BrokenPipeError:
-            self._log.append("the worker closed its input before it read its task")
+        self._dialogue = Thread(target=self._talk, args=[json.dumps(task).encode() + b"\n"], daemon=True)
+        self._dialogue.start()
 
     def stop(self) -> None:
         self._process.kill()
+        self.join()
+
+    def join(self) -> None:
+        """Wait until the process is gone: only then do its CPU seconds count as its parent's."""
         self._process.wait()
+        self._dialogue.join()
+        self._stderr.join(timeout=1)  # what the worker itself started may hold the pipe open
 
     def _keep_log(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._log.append(line.decode(errors="replace").rstrip())
+        with self._process.stderr as lines:
+            for line in lines:
+                self._log.append(line.decode(errors="replace").rstrip())
 
-    def _listen(self) -> None:
+    def _talk(self, task: bytes) -> None:
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
         ended = False
-        for line in self._process.stdout:
-            try:
-                body = json.loads(line)
-            except ValueError:
-                self._log.append(f"unreadable message of {len(line)} bytes")
-                continue
-            ended = body["event"] == "end"
-            self._queue.put(Message(self._number, body["event"], body, tuple(self._log)))
+        with suppress(BrokenPipeError), self._process.stdin as stdin, self._process.stdout as lines:
+            with suppress(BrokenPipeError):  # it died before it read its task: its exit code says so
+                stdin.write(task)
+                stdin.flush()  # and left open: its end tells the worker that the parent is gone
+            for line in lines:
+                try:
+                    body = json.loads(line)
+                    message = Message(self._number, body["event"], body, tuple(self._log))
+                except (ValueError, TypeError, LookupError):
+                    self._log.append(f"unreadable message of {len(line)} bytes")
+                    continue
+                ended = message.event == "end"
+                self._queue.put(message)
         code = self._process.wait()
         self._stderr.join(timeout=1)
         if not ended:
@@ -104,7 +115,7 @@ def work(tasks: Sequence[Mapping[str, Any]], workers: int) -> Generator[Message,
             message = queue.get()
             yield message
             if message.event in ("end", "died"):
-                running.pop(message.task)
+                running.pop(message.task).join()
     finally:
         for worker in running.values():
             worker.stop()

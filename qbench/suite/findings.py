@@ -11,11 +11,15 @@ Path = Sequence[str | int]
 
 @dataclass(slots=True)
 class Findings:
-    """Collects mistakes about the parts of `root`; where something was `unreadable` there is nothing to add."""
+    """Collects mistakes about the parts of `root`.
+
+    Where something was `unreadable` a second mistake would say nothing new: it is `noted`, and not kept.
+    """
 
     root: Node
     unreadable: Collection[Mark] = ()
     mistakes: list[Mistake] = field(default_factory=list[Mistake])
+    noted: int = 0
 
     @property
     def enough(self) -> bool:
@@ -23,6 +27,7 @@ class Findings:
 
     def add(self, path: Path, text: str, key: bool = False) -> None:
         """Note a mistake about the value at `path`, or about its key."""
+        self.noted += 1
         mark, shown = self.place(path, key)
         if mark not in self.unreadable:
             self.mistakes.append(Mistake(mark, shown, text))

@@ -62,13 +62,13 @@ class _Entry:
         self.findings.add((*self.path, part, *inner), text, key)
 
     def arms(self) -> Iterator[Arm]:
-        before = len(self.findings.mistakes)
+        before = self.findings.noted
         entry = self.entry
         axes = {part: self._axes(part, getattr(entry, part)) for part in ("product", "zip", "ablate")}
         fixed = _dotted(entry) | ({} if entry.arch is None else {"arch": entry.arch})
         self._check_arch(fixed, axes)
         self._check_axes(fixed, axes)
-        if len(self.findings.mistakes) == before:
+        if self.findings.noted == before:
             for name, setting in self._settings(fixed, axes):
                 if self.findings.enough:
                     break

@@ -2,10 +2,11 @@
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from qbench.data import catalog as data
 from qbench.models import catalog as models
@@ -31,11 +32,10 @@ def install(files: Sequence[Path]) -> None:
         if not tables:
             raise BadPlugin(f"{file}: defines none of {', '.join(TABLES)}, so it adds nothing")
         for table, rows in tables.items():
-            for name, row in rows.items():
-                try:
-                    TABLES[table](name, row)
-                except (TypeError, ValueError) as error:
-                    raise BadPlugin(f"{file}: {table}[{name!r}]: {error}") from error
+            if not isinstance(rows, Mapping):
+                raise BadPlugin(f"{file}: {table} maps names to rows, found a {type(rows).__name__}")
+            for name, row in cast(Mapping[Any, Any], rows).items():
+                _add(file, table, name, row)
 
 
 def digest(files: Sequence[Path]) -> str:
@@ -46,6 +46,15 @@ def digest(files: Sequence[Path]) -> str:
     for file in files:
         total.update(hashlib.sha256(_content(file)).digest())
     return total.hexdigest()
+
+
+def _add(file: Path, table: str, name: Any, row: Any) -> None:
+    if not isinstance(name, str):
+        raise BadPlugin(f"{file}: {table}[{name!r}]: a name is text")
+    try:
+        TABLES[table](name, row)
+    except (TypeError, ValueError) as error:
+        raise BadPlugin(f"{file}: {table}[{name!r}]: {error}") from error
 
 
 def _content(file: Path) -> bytes:
@@ -61,8 +70,9 @@ def _load(file: Path, name: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise BadPlugin(f"{file}: expected a Python file, FILE.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look up what their annotations mean
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code raises is a fault of the plugin
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is a fault of the plugin
         raise BadPlugin(f"{file}: {type(error).__name__}: {error}") from error
     return module

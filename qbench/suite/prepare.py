@@ -9,13 +9,14 @@ from torch import Tensor
 from qbench.capture import read
 from qbench.capture.sites import all_sites
 from qbench.data import catalog as data
-from qbench.data.text import Corpus, unigram_entropy
+from qbench.data.text import BadData, Corpus, unigram_entropy
 from qbench.data.windows import evaluation_windows, training_batches
 from qbench.evaluate.likelihood import bits_per_byte, likelihood
 from qbench.metrics.shape import shape
 from qbench.models.checkpoint import digest
 from qbench.models.spec import ModelSpec
 from qbench.models.transformer import Transformer, build
+from qbench.results.files import make_folder
 from qbench.suite.cache import Entry
 from qbench.suite.cells import Cell
 from qbench.train.fit import fit
@@ -43,10 +44,13 @@ def prepare(cell: Cell, device: str, progress: Progress) -> Prepared:
     """The trained model of `cell`; trains only where weights or the wanted log are not cached."""
     spec, training = cell.model_spec(), cell.training_spec()
     corpus = data.load(cell.data)
+    if corpus.digest != cell.data_digest:
+        raise BadData(f"{corpus.name} changed while the run was under way; start it again")
     entry = Entry(cell.training_key)
     model, log = entry.model(), entry.log(cell.log_key)
     cached = model is not None and log is not None
     if model is None or log is None:
+        make_folder(entry.path)  # a cache that cannot be written is known before the training, not after
         model, log = train(spec, training, corpus, _Run(cell.seed, device, entry, progress))
         entry.keep(model)
         entry.keep_log(cell.log_key, log)

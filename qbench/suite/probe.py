@@ -1,5 +1,6 @@
 """One look at live tensors and modules, for notebooks: how hard are they to quantize?"""
 
+from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,17 +9,17 @@ from html import escape
 from torch import Tensor, nn
 
 from qbench.capture import read
-from qbench.capture.places import matching, matrices, places
+from qbench.capture.places import matrices, places, select
 from qbench.capture.write import Engagement
 from qbench.capture.write import quantized as quantized_places
 from qbench.metrics.error import error_values
-from qbench.metrics.shape import ShapeSums, measure, merge
 from qbench.quant.catalog import quantizer_spec
 from qbench.quant.expect import expected_error_db
 from qbench.quant.quantizer import Quantizer, build
 from qbench.quant.spec import bits_per_value
 from qbench.quant.sweep import ErrorSums
 from qbench.quant.sweep import sweep as sweep_sums
+from qbench.suite.tensors import Tally
 
 USUAL = ("int8/token", "int4/token", "int4/block:32", "mxfp4")
 Values = dict[str, float]
@@ -72,45 +73,56 @@ class Probe:
 
 
 def probe(
-    model: nn.Module, windows: Tensor, quantizers: Sequence[str] = USUAL, sites: str = "*", batch: int = 16
+    model: nn.Module, windows: Tensor, quantizers: Sequence[str] = USUAL, sites: str = "**", batch: int = 16
 ) -> Probe:
     """Run `model` on `windows` (inputs [N, ...]) and say what flows through its places, one tensor at a time.
 
-    Places are the model's own sites where it has them, else its leaf modules by name. Outputs that are not one
-    floating-point tensor are passed over. Raises UnknownName where `sites` matches nothing.
+    Places are the model's own sites where it has them, else its leaf modules by name; a module's second call in one
+    pass is the place `name#2`. Outputs that are not one floating-point tensor are passed over. The model is probed in
+    evaluation mode and given back in its own. Raises UnknownName where `sites` matches nothing.
     """
     found = places(model)
-    chosen = {name: found[name] for name in matching(sites, found)}
-    shapes: dict[str, ShapeSums] = {}
-    errors: dict[str, Mapping[str, ErrorSums]] = {}
-    sizes: dict[str, tuple[int, ...]] = {}
+    chosen = {name: found[name] for name in select(model, "activation", sites)}
+    tally = Tally("activation", quantizers, shape=True)
+    calls: Counter[str] = Counter()
 
     def visit(site: str, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
-            return
-        sizes.setdefault(site, tuple(x.shape))
-        shape, error = measure(x), sweep_sums(x, quantizers)
-        shapes[site] = merge(shapes[site], shape) if site in shapes else shape
-        errors[site] = {q: errors[site][q].merge(e) for q, e in error.items()} if site in errors else error
+        if isinstance(x, Tensor) and x.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
+            calls[site] += 1
+            tally.visit(site if calls[site] == 1 else f"{site}#{calls[site]}", x)
 
-    was_training = model.training
+    with _evaluating(model):
+        for part in windows.split(batch):
+            calls.clear()
+            read.activations(model, chosen, [part], visit)
+    return Probe(
+        {site: sums.values() for site, sums in tally.shapes.items()},
+        {
+            site: {q: _error_values(q, sums, tally.tensor_shape[site], -1) for q, sums in table.items()}
+            for site, table in tally.errors.items()
+        },
+    )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Generator[None, None, None]:
+    """Evaluation mode, and then each module's own again: parts of a model may have been frozen."""
+    before = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        read.activations(model, chosen, windows.split(batch), visit)
+        yield
     finally:
-        model.train(was_training)
-    return Probe(
-        {site: sums.values() for site, sums in shapes.items()},
-        {s: {q: _error_values(q, sums, sizes[s], -1) for q, sums in table.items()} for s, table in errors.items()},
-    )
+        for module, training in before.items():
+            module.training = training
 
 
 @contextmanager
 def quantized(model: nn.Module, assign: Mapping[str, str]) -> Generator[Engagement, None, None]:
     """While open, `model` runs with the named tensors quantized: `{"activation:blocks.*.mlp.in": "int8/token"}`.
 
-    Keys are `kind:pattern` with kind activation, gradient or weight; `*` in a pattern stands for anything. Weights are
-    put back to the bit afterwards. Raises UnknownName where a key matches nothing.
+    Keys are `kind:pattern` with kind activation, gradient or weight, and patterns as in a suite: `*` stands for
+    anything within one part of a name, `**` for any number of parts; a later key wins over an earlier one. Weights
+    are put back to the bit afterwards. Raises UnknownName where a key matches nothing.
     """
     activation: dict[str, tuple[nn.Module, Quantizer]] = {}
     gradient: dict[str, tuple[nn.Module, Quantizer]] = {}
@@ -119,11 +131,11 @@ def quantized(model: nn.Module, assign: Mapping[str, str]) -> Generator[Engageme
         kind, _, pattern = key.partition(":")
         if kind == "weight":
             found = matrices(model)
-            weight |= {site: (found[site], build(name, channel_axis=0)) for site in matching(pattern, found)}
+            weight |= {site: (found[site], build(name, channel_axis=0)) for site in select(model, "weight", pattern)}
         elif kind in ("activation", "gradient"):
             modules = places(model)
             table = activation if kind == "activation" else gradient
-            table |= {site: (modules[site], build(name)) for site in matching(pattern, modules)}
+            table |= {site: (modules[site], build(name)) for site in select(model, kind, pattern)}
         else:
             raise ValueError(f"{key!r}: expected activation:PATTERN, gradient:PATTERN or weight:PATTERN")
     with quantized_places(activation, weight, gradient) as engagement:

@@ -73,7 +73,7 @@ class Cost:
     def shares(self) -> dict[str, float]:
         names = ("training_cpu_seconds", "measuring_cpu_seconds", "startup_cpu_seconds")
         seconds = {name: round(float(getattr(self, name)), 2) for name in names}
-        return {**seconds, "models_trained": float(self.trained)}
+        return {**seconds, "models_trained": self.trained, "worker_peak_rss_bytes": self.peak_rss}
 
 
 @dataclass(frozen=True, slots=True)

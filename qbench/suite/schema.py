@@ -11,7 +11,7 @@ from qbench.suite import effects, grid, measured, overlay, quantizers
 from qbench.suite.document import LARGEST_FILE, Node, parse
 from qbench.suite.explain import checked
 from qbench.suite.findings import Findings, child
-from qbench.suite.form import SuiteForm, TreatmentEntry
+from qbench.suite.form import MOST_PROFILES, SuiteForm, TreatmentEntry
 from qbench.suite.mistakes import BadSuite, Mark, Mistake
 from qbench.suite.shipped import find
 from qbench.suite.value import Budget, Evaluate, Suite
@@ -77,9 +77,9 @@ def _read(path: Path) -> str:
 
 
 def _profiles(tree: Node) -> list[str]:
-    """Names of the profiles that can be laid over the file; the form reports the others."""
-    limit = 20
-    return list(overlay.keys(child(tree, "profiles")))[:limit]
+    """Names of the profiles to lay over the file; none where there are too many, which the form reports."""
+    names = list(overlay.keys(child(tree, "profiles")))
+    return names if len(names) <= MOST_PROFILES else []
 
 
 def _new(found: Sequence[Mistake], known: Sequence[Mistake], profile: str) -> list[Mistake]:
@@ -108,14 +108,14 @@ def _suite(findings: Findings, file: _File) -> Suite | None:
     form, bad = checked(findings)
     if _too_large(form, findings):
         return None
-    counts = [len(findings.mistakes)]
+    counts = [findings.noted]
     arms = grid.arms(form, findings)
-    counts.append(len(findings.mistakes))
+    counts.append(findings.noted)
     sites = measured.Sites(measured.one_of_each(arms), findings)
     tensors = measured.tensors(form.tensors, sites)
-    counts.append(len(findings.mistakes))
+    counts.append(findings.noted)
     treatments = measured.treatments(form.treatments, sites)
-    counts.append(len(findings.mistakes))
+    counts.append(findings.noted)
     grown = (low < high for low, high in pairwise(counts))
     unsure = bad | {key for key, more in zip(("models", "tensors", "treatments"), grown, strict=True) if more}
     names = [arm.name for arm in arms], [treatment.name for treatment in treatments]
@@ -138,27 +138,20 @@ def _suite(findings: Findings, file: _File) -> Suite | None:
     )
 
 
-def count_cells(form: SuiteForm) -> int:
-    """Cells of a suite, before `exclude`, by multiplication; the calibration arm is left out."""
-    runs = sum(grid.count(entry) * len(entry.seeds or form.seeds) for entry in form.models)
+def _too_large(form: SuiteForm, findings: Findings) -> bool:
+    """Whether the grids, before any `exclude`, make more cells than allowed; counted, so that nothing is made first."""
+    models = sum(grid.count(entry) * len(entry.seeds or form.seeds) for entry in form.models)
     errors = sum(1 + quantizers.count(entry.quantizers) for entry in form.tensors)
-    return runs * (2 + errors + sum(map(_count_treatments, form.treatments)))
+    cells = max(models, 1) * (2 + errors + sum(map(_count_treatments, form.treatments)))
+    if cells <= form.budget.cells:
+        return False
+    text = f"the grids make {cells:,} cells of {models:,} trained models; budget.cells allows {form.budget.cells:,}"
+    findings.add(("budget", "cells"), text)
+    return True
 
 
 def _count_treatments(entry: TreatmentEntry) -> int:
     return len(entry.scope) * quantizers.count(entry.quantizers) if entry.name is None else 1
-
-
-def _too_large(form: SuiteForm, findings: Findings) -> bool:
-    cells, runs = count_cells(form), sum(grid.count(entry) * len(entry.seeds or form.seeds) for entry in form.models)
-    largest = max(cells, max((quantizers.count(entry.quantizers) for entry in form.tensors), default=0))
-    if largest <= form.budget.cells:
-        return False
-    text = (
-        f"the grids make {cells:,} cells of {runs:,} trained models; allowed: {form.budget.cells:,}, or a larger budget"
-    )
-    findings.add(("budget", "cells"), text)
-    return True
 
 
 def _data(name: str, findings: Findings, file: _File) -> str:

@@ -5,7 +5,7 @@ from itertools import groupby
 from time import perf_counter
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from qbench.capture import read
 from qbench.data.synthetic import calibration
@@ -86,7 +86,7 @@ class Tally:
         return tuple(records)
 
 
-def tensor_answers(cells: Sequence[Cell], feed: Callable[[Measurement, Tally], None]) -> Generator[Answer, None, None]:
+def tensor_answers(feed: Callable[[Measurement, Tally], None], cells: Sequence[Cell]) -> Generator[Answer, None, None]:
     """Answer all shape and error cells that look at the same tensors in one pass over them."""
     start = perf_counter()
     first = cells[0].measurement
@@ -118,7 +118,13 @@ def feeder(subject: Subject) -> Callable[[Measurement, Tally], None]:
         if kind == "activation":
             read.activations(model, places, [part[:, :-1] for part in batches], tally.visit)
         else:
-            read.gradients(model, places, batches, next_token_loss, tally.visit)
+            whole = len(batches[0])
+
+            def loss(model: nn.Module, part: Tensor) -> Tensor:
+                # A mean over fewer windows gives each a larger gradient: a short last batch is put on the same scale.
+                return next_token_loss(model, part) * (len(part) / whole)
+
+            read.gradients(model, places, batches, loss, tally.visit)
 
     return feed
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import torch
 
-from qbench.suite.answer import FAULTS, Answer, Subject, attempt, failed, training_answer
+from qbench.suite.answer import FAULTS, Answer, Subject, attempt, failed, together, training_answer
 from qbench.suite.cells import Cell
 from qbench.suite.losses import loss_answers
 from qbench.suite.plugins import install
@@ -50,7 +50,7 @@ def answers(cells: Sequence[Cell], group: Sequence[Cell], device: str, wire: Wir
     training = next((cell for cell in group if cell.measurement.what == "training"), None)
     if training is None:
         for part in passes(cells):
-            yield from attempt(part, partial(tensor_answers, part, feed_calibration(part[0])))
+            yield from together(part, partial(tensor_answers, feed_calibration(part[0])))
         return
     start = process_time()
     try:
@@ -64,7 +64,7 @@ def answers(cells: Sequence[Cell], group: Sequence[Cell], device: str, wire: Wir
         yield training_answer(training, prepared.log, seconds)
     subject = Subject(prepared.model, training.model_spec(), prepared.corpus, device)
     for part in passes(cells):
-        yield from attempt(part, partial(tensor_answers, part, feeder(subject)))
+        yield from together(part, partial(tensor_answers, feeder(subject)))
     losses = [cell for cell in cells if cell.measurement.what == "loss"]
     if losses:
         yield from attempt(losses, partial(loss_answers, losses, subject))
