@@ -14,7 +14,8 @@ from qbench.quant.catalog import QUANTIZERS
 from qbench.quant.expect import expected_error_db
 from qbench.quant.grid import grid_of
 from qbench.quant.quantizer import build
-from qbench.quant.spec import QuantizerSpec, parse
+from qbench.quant.spec import QuantizerSpec
+from qbench.quant.spelling import parse
 from qbench.stats.gaussian import lloyd_max, optimal_uniform
 
 SYMMETRIC_LEVELS = {
@@ -192,7 +193,9 @@ def test_error_of_one_scale_follows_the_crest(data: str) -> None:
 def test_error_on_gaussian_data_is_the_expected_one(name: str) -> None:
     q, shape = build(name), (64, 64)
     expected = expected_error_db(q.spec, shape)
-    assert expected is not None
+    if expected is None:
+        assert q.spec.fitted or q.spec.smooth or q.spec.rule_word in ("mse", "percentile", "meanabs", "l2")
+        return
     xs = torch.randn(64, *shape, generator=generator(3))
     ys = torch.stack([q.roundtrip(x) for x in xs])
     # One extreme value sets the scale of a whole tensor, and 64 tensors are few.
@@ -204,7 +207,10 @@ def test_error_on_gaussian_data_is_the_expected_one(name: str) -> None:
     ("name", "width"),
     [("int4/token", 16), ("int2/token", 1000), ("int8/block:48", 100), ("int4.full/token", 64), ("int3.asym/token", 12),
      ("int6.asym/token", 500), ("int5/token/rms", 10), ("e2m1/token", 7), ("mxfp4", 40), ("lloyd3/token", 5),
-     ("lloyd4/token", 2), ("int8/token/pow2/scale:e8m0", 200)],
+     ("lloyd4/token", 2), ("int8/token/pow2/scale:e8m0", 200), ("int4/token/sr:3", 20), ("int4/token/rtz", 30),
+     ("e4m3/token", 100), ("mxfp4.rceil", 64), ("mxfp6e3m2.even", 50), ("mxfp8e5m2.ceil", 33), ("nvfp4", 72),
+     ("int4/block:16/scale:e4m3", 64), ("int6/token/l2/sr:1", 1024), ("binary/token", 2000), ("uniform3/token", 40),
+     ("int4/tile:4x4", 10), ("int3/block:5@0", 7), ("int4.asym/token/sr:2", 64), ("ternary/token/clip:1.5", 1024)],
 )  # fmt: skip
 def test_expected_error_by_simulation(name: str, width: int) -> None:
     rows = 2**21 // width

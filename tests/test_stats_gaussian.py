@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
+from qbench.stats.blocks import Steps, absmax_loss, expected_crest_db, range_loss, rms_error
+from qbench.stats.density import NORMAL
 from qbench.stats.gaussian import (
-    below,
     central_kurtosis,
-    density,
     distortion,
     lloyd_max,
     optimal_uniform,
     osp_kurtosis,
     rate_distortion_db,
 )
-from qbench.stats.gaussian_blocks import absmax_error, expected_crest_db, gaussian_error, range_error, rms_error
 
 # Mean squared errors for unit variance, by an independent Newton solution and analytic integrals.
 LLOYD_MAX = dict(
@@ -37,8 +36,8 @@ def integers(bits: int) -> tuple[float, ...]:
 
 def test_density_and_distribution_agree_with_scipy() -> None:
     for t in (-30.0, -8.0, -1.3, 0.0, 0.7, 5.0):
-        assert density(t) == pytest.approx(stats.norm.pdf(t), rel=1e-12)
-        assert below(t) == pytest.approx(stats.norm.cdf(t), rel=1e-12)
+        assert NORMAL.density(np.array(t)) == pytest.approx(stats.norm.pdf(t), rel=1e-12)
+        assert NORMAL.partial(np.array([t]))[0] == pytest.approx(stats.norm.cdf(t), rel=1e-12)
 
 
 @pytest.mark.parametrize("levels", [(-1.0, 0.5), (-2.0, -0.3, 0.0, 1.7), (0.0, 3.0)])
@@ -99,30 +98,30 @@ ABSMAX = {
 @pytest.mark.parametrize("block", ABSMAX)
 def test_block_errors_agree_with_the_table(block: int) -> None:
     bits = (2, 3, 4, 5, 6, 8)
-    symmetric = [-10 * log10(absmax_error(integers(b), block)) for b in bits]
-    asymmetric = [-10 * log10(range_error(2**b, block) or 1) for b in bits]
+    symmetric = [-10 * log10(absmax_loss(integers(b), block).error) for b in bits]
+    asymmetric = [-10 * log10(found.error) for b in bits if (found := range_loss(2**b, block))]
     assert symmetric == pytest.approx(ABSMAX[block][0], abs=0.065)  # the table has one decimal
     assert asymmetric == pytest.approx(ABSMAX[block][1], abs=0.06)
 
 
 def test_tiny_blocks_are_exact() -> None:
-    assert absmax_error(integers(4), 1) == 0  # one value is its own scale
+    assert absmax_loss(integers(4), 1).error == 0  # one value is its own scale
     # Of two values with ratio r = tan(angle) only the smaller is rounded, and the angle is uniform.
     levels = np.array(integers(2))
     error, _ = integrate.quad(
         lambda a: float(np.abs(np.tan(a) - levels).min() ** 2 * np.cos(a) ** 2), 0, pi / 4, points=[np.arctan(0.5)]
     )
-    assert absmax_error(integers(2), 2) == pytest.approx(error / (pi / 4), rel=1e-5)
+    assert absmax_loss(integers(2), 2).error == pytest.approx(error / (pi / 4), rel=1e-5)
     assert rms_error((-1.0, 1.0), 1) == 0  # one value is plus or minus its own rms
     assert rms_error((-1.0, 1.0), 2) == pytest.approx(2 - 4 * sqrt(2) / pi, rel=1e-6)  # 2 - 2 E|sqrt(2) sin|
-    assert range_error(16, 4) is None
+    assert range_loss(16, 4) is None
 
 
 def test_huge_blocks_approach_the_unscaled_grid() -> None:
     levels = lloyd_max(4)
     assert rms_error(levels, 10**9) == pytest.approx(distortion(levels), rel=1e-6)
-    assert absmax_error(integers(8), 10**9) > absmax_error(integers(8), 10**6)
-    assert gaussian_error(integers(8), "pow2", 10**9) == pytest.approx(
+    assert absmax_loss(integers(8), 10**9).error > absmax_loss(integers(8), 10**6).error
+    assert absmax_loss(integers(8), 10**9, steps=Steps(127, 1, 1 / 64)).error == pytest.approx(
         distortion([v / 16 for v in integers(8)]), rel=1e-3
     )
 

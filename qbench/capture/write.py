@@ -38,7 +38,7 @@ class Engagement:
         width = x.shape[-1] if x.ndim else 1
         rows = x.detach().reshape(-1, width)[: max(1, SAMPLE // width)]
         self.places[place] = Seen(
-            levels=int(quantizer.encode(rows).codes.unique().numel()),
+            levels=int(quantizer.codes(rows).unique().numel()),
             limit=2**quantizer.spec.bits,
             changed=not torch.equal(x.detach(), y.detach()),
             values=x.numel(),

@@ -4,16 +4,21 @@ Letters: S sequences, T tokens of each, C channels; the last axis of a tensor is
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite, pi, sqrt
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from qbench.metrics.moments import Moments, moments, pool
-from qbench.metrics.moments import merge as merge_moments
+from qbench.quant.moments import Moments, moments, pool
+from qbench.quant.moments import merge as merge_moments
+from qbench.quant.sweep import Rows, Table, sweep
+from qbench.stats.blocks import expected_crest_db
 from qbench.stats.gaussian import central_kurtosis
-from qbench.stats.gaussian_blocks import expected_crest_db
+
+MEDIAN_SAMPLE = 2**20  # values of a batch whose tokens' medians are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +87,71 @@ def shape(x: Tensor) -> dict[str, float]:
 
 
 def measure(x: Tensor) -> ShapeSums:
-    """One recorded batch [..., T, C]; float64 inside, with three such copies of the batch in flight.
+    """One recorded batch [..., T, C], in one pass where that can be had, else in float64 with three copies in flight.
 
     Raises:
         ValueError: `x` is empty or holds NaN or infinity.
     """
+    return swept(x, ())[1]
+
+
+def swept(x: Tensor, quantizers: Iterable[str], channel_axis: int = -1) -> tuple[Table, ShapeSums]:
+    """The shape of a recorded batch and what quantizers lose on it, in the same pass; see `measure` and `sweep`."""
     x_STC = _sequences(x)
+    tokens = _Tokens(x_STC.shape[1])
+    table = sweep(x, quantizers, channel_axis, see=tokens.see)
+    if table.columns is None:
+        return table, _plainly(x, x_STC)
+    return table, _sums(table.columns, tokens.means, tokens.largest, x_STC)
+
+
+def _plainly(x: Tensor, x_STC: Tensor) -> ShapeSums:
     values_STC = x_STC.double()
     channels_C = moments(values_STC.flatten(0, 1), dim=0)
     _check_finite(x, channels_C)
-    tokens_ST = moments(values_STC, dim=-1)
+    tokens = _Tokens(x_STC.shape[1])
+    rows = moments(values_STC.flatten(0, 1), dim=-1)
+    tokens.see(Rows(0, rows, x_STC.abs().amax(-1).flatten()))
+    return _sums(channels_C, tokens.means, tokens.largest, x_STC)
+
+
+def _sums(channels_C: Moments, means: Mapping[str, Mean], largest: float, x_STC: Tensor) -> ShapeSums:
     rms = pool(channels_C, 0).power.sqrt()
-    magnitude_STC = x_STC.abs()
-    largest_ST = magnitude_STC.amax(-1).double()
-    median_ST = magnitude_STC.median(-1).values.double()
-    means = {
-        "excess_kurtosis/token": _mean(tokens_ST.excess_kurtosis, tokens_ST.varies),
-        "kurtosis/osp": _mean(_osp(tokens_ST), tokens_ST.varies),
-        "kurtosis/qualcomm": _qualcomm(pool(tokens_ST, -1)),
-        "crest_db": _mean(20 * (largest_ST.max() / rms).log10(), rms > 0),
-        "max_to_median": _mean(largest_ST / median_ST, median_ST > 0),
+    found = {
+        **means,
+        "crest_db": _mean(20 * (largest / rms).log10(), rms > 0),
+        "max_to_median": _max_to_median(x_STC.flatten(0, 1)),
     }
-    return ShapeSums(channels_C, means, {x.numel(): 1} if means["crest_db"].count else {})
+    return ShapeSums(channels_C, found, {x_STC.numel(): 1} if found["crest_db"].count else {})
+
+
+class _Tokens:
+    """Adds up what is said of tokens and of whole sequences, as runs of tokens come by."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.largest = 0.0
+        self.means = {name: Mean() for name in ("excess_kurtosis/token", "kurtosis/osp", "kurtosis/qualcomm")}
+        self.part: Moments | None = None  # of a sequence of which not all tokens have come by
+
+    def see(self, rows: Rows) -> None:
+        self.largest = max(self.largest, float(rows.peak.max()))
+        one_by_one = rows.moments
+        self._add("excess_kurtosis/token", _mean(one_by_one.excess_kurtosis, one_by_one.varies))
+        self._add("kurtosis/osp", _mean(_osp(one_by_one), one_by_one.varies))
+        count = len(rows.peak)
+        if count % self.tokens == 0:
+            sequences = pool(one_by_one.viewed(-1, self.tokens), -1)
+        else:  # runs do not cross the end of a sequence that is longer than they are
+            run = pool(one_by_one.viewed(1, -1), -1)
+            self.part = run if self.part is None else merge_moments(self.part, run)
+            if (rows.start + count) % self.tokens:
+                return
+            sequences, self.part = self.part, None
+        self._add("kurtosis/qualcomm", _qualcomm(sequences))
+
+    def _add(self, name: str, mean: Mean) -> None:
+        self.means[name] += mean
 
 
 def merge(a: ShapeSums, b: ShapeSums) -> ShapeSums:
@@ -145,6 +193,23 @@ def _check_finite(x: Tensor, measured: Moments) -> None:
     bad = int((~x.isfinite()).sum().item())
     what = f"{bad} of {x.numel()} values are NaN or infinite" if bad else "its fourth powers overflow float64"
     raise ValueError(f"a tensor of shape {tuple(x.shape)} has no kurtosis: {what}")
+
+
+def _max_to_median(x_NC: Tensor) -> Mean:
+    """Of tokens spread evenly over the tensor: a median costs more than all other numbers together."""
+    step = -(-x_NC.numel() // MEDIAN_SAMPLE)
+    magnitude_NC = x_NC[::step].abs()
+    largest_N, median_N = magnitude_NC.amax(-1).double(), _medians(magnitude_NC).double()
+    return _mean(largest_N / median_N, median_N > 0)
+
+
+def _medians(x_NC: Tensor) -> Tensor:
+    """The lower median of each row, as torch.median's, which takes ten times as long on a CPU."""
+    if x_NC.device.type != "cpu":
+        return x_NC.median(-1).values
+    middle = (x_NC.shape[-1] - 1) // 2
+    rows = x_NC if x_NC.dtype == torch.float64 else x_NC.float()
+    return torch.from_numpy(np.partition(rows.numpy(), middle, axis=-1)[:, middle].copy())
 
 
 def _osp(tokens: Moments) -> Tensor:

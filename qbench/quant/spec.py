@@ -1,56 +1,41 @@
-"""A quantizer as a torch-free value, and its spelled name.
+"""A quantizer as a torch-free value.
 
-    grid / granularity [/ rule] [/ scale:storage] [+hadamard[:size]]
+Its name is spelled
+
+    grid / granularity [/ rule] [/ scale:storage] [/ rounding] [+wrapper ...]
 
 `int4/token` is symmetric and narrow (-7..7), absmax, fp32 scale, nearest-even; whatever differs is spelled.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 
 from qbench.names import suggestion
+from qbench.quant.family import ALIASES, ARGUMENT, EXPONENT_RULES, FAMILIES, ROUNDINGS, STORAGES, TWO_LEVEL
+from qbench.quant.group import GRANULARITIES, Group, group
 
 
 class QuantizerName(ValueError):
     """No quantizer is spelled like this; the message says what is allowed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What may be combined with one kind of grid; the first entry of a tuple is the default."""
-
-    bits: tuple[int, ...]
-    variants: tuple[str, ...]
-    rules: tuple[str, ...]
-    revision: int  # raised by hand when the same name starts to give other numbers
-
-
-FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {
-        "int": Family(tuple(range(2, 9)), ("narrow", "full", "asym"), ("absmax", "rms", "pow2"), revision=1),
-        "e2m1": Family((4,), ("narrow",), ("absmax", "pow2"), revision=1),
-        "lloyd": Family(tuple(range(1, 9)), ("narrow",), ("rms", "absmax"), revision=1),
-    }
-)
-SCALE_BITS: Mapping[str, int] = MappingProxyType({"fp32": 32, "bf16": 16, "fp16": 16, "e8m0": 8})
-GRANULARITIES = ("tensor", "token", "channel", "block:N")
-ALIASES: Mapping[str, str] = MappingProxyType({"mxfp4": "e2m1/block:32/pow2/scale:e8m0"})
-
-_BLOCK = re.compile(r"block:([1-9][0-9]{0,8})")
-_HADAMARD = re.compile(r"hadamard(?::([1-9][0-9]{0,8}))?")
-_GRID = re.compile(r"(?P<family>int|lloyd)(?P<bits>[1-9][0-9]{0,2})(?:\.(?P<variant>[a-z]+))?|(?P<plain>e2m1)")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizerSpec:
-    """One point of grid x granularity x scale rule x scale storage x rotation; `str` spells it.
+    """One point of grid x granularity x scale rule x scale storage x rounding x wrappers; `str` spells it.
 
-    `variant` `narrow` gives up the most negative code so that Q(-x) = -Q(x), `full` keeps it, `asym` stores a zero
-    point. `rule` may be left empty for the grid's own: absmax, and rms for `lloyd`. `hadamard` is the number of
-    neighbours mixed before quantizing; 0 stands for the largest power of two that divides the last axis.
+    Args:
+        grid, bits, variant: which levels. `narrow` integers give up the most negative code so that Q(-x) = -Q(x),
+            `full` keep it, `asym` store a zero point. An empty variant is the grid's own.
+        granularity: which values share a scale, see `quant.group`.
+        rule: how a scale is chosen, see `quant.scale`. Empty for the grid's own: absmax, or rms for `lloyd`.
+        scale: how it is stored.
+        rounding: `nearest` with ties to even, `rtz` toward zero, `sr:SEED` stochastic.
+        smooth: divide each channel by its largest magnitude to this power first.
+        hadamard: mix this many neighbours first; 0 stands for the largest power of two that divides the last axis.
+        rht: flip signs at random by this seed, then mix the whole last axis.
+
     Raises QuantizerName when the parts do not fit together.
 
     >>> str(QuantizerSpec(grid="int", bits=4, granularity="block:32", hadamard=32))
@@ -59,151 +44,198 @@ class QuantizerSpec:
 
     grid: str = "int"
     bits: int = 4
-    variant: str = "narrow"
+    variant: str = ""
     granularity: str = "tensor"
     rule: str = ""
     scale: str = "fp32"
+    rounding: str = "nearest"
+    smooth: float | None = None
     hadamard: int | None = None
+    rht: int | None = None
 
     def __post_init__(self) -> None:
         family = FAMILIES.get(self.grid)
         if family is None:
-            raise _unknown("grid", self.grid, FAMILIES)
-        object.__setattr__(self, "rule", self.rule or family.rules[0])
-        _check("bits of the grid", self.bits, family.bits)
-        _check("variant of the grid", self.variant, family.variants)
-        _check("scale rule", self.rule, family.rules)
-        _check("scale storage", self.scale, SCALE_BITS)
-        if self.granularity not in GRANULARITIES[:3] and not _BLOCK.fullmatch(self.granularity):
-            raise _unknown("granularity", self.granularity, GRANULARITIES)
-        if (self.rule == "pow2") != (self.scale == "e8m0"):
-            raise QuantizerName("pow2 and scale:e8m0 go together: an exponent is all that either of them can hold")
-        if self.variant == "asym" and self.rule != "absmax":
-            raise QuantizerName(f"asym spans the smallest to the largest value; it has no rule {self.rule!r}")
-        size = self.hadamard
-        if size is not None and (size < 0 or size == 1 or size & (size - 1)):
-            raise QuantizerName(f"a Hadamard rotation mixes a power of two of neighbours, found {size}")
+            raise unknown("grid", self.grid, FAMILIES)
+        object.__setattr__(self, "variant", self.variant or family.variants[0])
+        object.__setattr__(self, "rule", _rule(self.rule or family.rules[0]))
+        check("bits of the grid", self.bits, family.bits)
+        check("variant of the grid", self.variant, family.variants)
+        check("scale rule", self.rule_word, family.rules)
+        check("scale storage", self.scale, STORAGES)
+        try:
+            object.__setattr__(self, "granularity", str(group(self.granularity)))
+        except ValueError:
+            raise unknown("granularity", self.granularity, GRANULARITIES) from None
+        for is_wrong, lesson in _MISFITS:
+            if is_wrong(self):
+                raise QuantizerName(lesson.format(self=self))
+        _check_rounding(self.rounding)
 
     def __str__(self) -> str:
         family = FAMILIES[self.grid]
-        parts = [self._grid_name, self.granularity]
+        grid = f"{self.grid}{self.bits}" if len(family.bits) > 1 else self.grid
+        parts = [grid if self.variant == family.variants[0] else f"{grid}.{self.variant}", self.granularity]
         parts += [self.rule] if self.rule != family.rules[0] else []
         parts += [f"scale:{self.scale}"] if self.scale != "fp32" else []
         name = _SHORT.get("/".join(parts), "/".join(parts))
+        name += f"/{self.rounding}" if self.rounding != ROUNDINGS[0] else ""
+        name += f"+smooth:{self.smooth:g}" if self.smooth is not None else ""
+        name += f"+rht:{self.rht}" if self.rht is not None else ""
         if self.hadamard is None:
             return name
         return f"{name}+hadamard" + (f":{self.hadamard}" if self.hadamard else "")
 
     @property
+    def group(self) -> Group:
+        """Which values share a scale."""
+        return group(self.granularity)
+
+    @property
     def block(self) -> int | None:
-        """Values that share a scale, where the spec fixes it: `block:32` has 32."""
-        found = _BLOCK.fullmatch(self.granularity)
-        return int(found[1]) if found else None
+        """Values that share a scale on the last axis, where the spec fixes it: `block:32` has 32."""
+        return self.group.sizes[0] if self.group.kind == "block" and self.group.axis == -1 else None
+
+    @property
+    def rule_word(self) -> str:
+        """The scale rule without its argument."""
+        return self.rule.partition(":")[0]
+
+    @property
+    def rule_argument(self) -> float:
+        """The number after the colon, 0 where there is none."""
+        return float(self.rule.partition(":")[2] or 0)
+
+    @property
+    def seed(self) -> int | None:
+        """Of stochastic rounding."""
+        return int(self.rounding.removeprefix("sr:")) if self.rounding.startswith("sr:") else None
+
+    @property
+    def fitted(self) -> bool:
+        """The levels belong to one tensor and are stored with it."""
+        return FAMILIES[self.grid].fitted
+
+    @property
+    def wrapped(self) -> bool:
+        """The tensor is transformed before it is quantized, and back after."""
+        return not (self.smooth is None and self.hadamard is None and self.rht is None)
 
     @property
     def revision(self) -> str:
         """What enters a cell's identity: numbers of another revision are not the same measurement.
 
-        >>> parse("int4/token").revision
+        >>> QuantizerSpec().revision
         'int@1'
         """
         return f"{self.grid}@{FAMILIES[self.grid].revision}"
 
-    @property
-    def _grid_name(self) -> str:
-        name = f"{self.grid}{self.bits}" if len(FAMILIES[self.grid].bits) > 1 else self.grid
-        return name if self.variant == "narrow" else f"{name}.{self.variant}"
 
+def bits_per_value(
+    spec: QuantizerSpec, shape: Iterable[int], channel_axis: int = -1, *, calibrated: bool = False
+) -> float:
+    """Stored bits over values, for a tensor of this shape.
 
-def parse(name: str) -> QuantizerSpec:
-    """The spec that `name` spells; printing it again gives the canonical name.
+    Counts codes, scales, zero points, the scales of scales, fitted levels (fp32), smoothing factors (fp32, unless
+    `calibrated`: then they belong to the quantizer, as its grid does), padding of short blocks, and whole bytes.
 
-    >>> parse("mxfp4") == QuantizerSpec(grid="e2m1", granularity="block:32", rule="pow2", scale="e8m0")
-    True
-    >>> parse("int4/token/min")
-    Traceback (most recent call last):
-    qbench.quant.spec.QuantizerName: 'int4/token/min': scale rule 'min'; allowed: absmax, rms, pow2
-    """
-    try:
-        return _parse(name)
-    except QuantizerName as error:
-        raise QuantizerName(f"{name!r}: {error}") from None
-
-
-def bits_per_value(spec: QuantizerSpec, shape: Iterable[int], channel_axis: int = -1) -> float:
-    """Stored bits (codes, scales, zero points, padding of short blocks) over values, for a tensor of this shape.
-
-    >>> bits_per_value(parse("mxfp4"), (8, 64)), bits_per_value(parse("mxfp4"), (8, 33))
-    (4.25, 8.242424242424242)
+    >>> bits_per_value(QuantizerSpec(bits=4, granularity="token", scale="bf16"), (8, 64))
+    4.25
     """
     sizes = tuple(shape) or (1,)
-    values = prod(sizes)
-    if not values:
+    if not prod(sizes):
         return 0.0
-    groups, codes = _groups(spec, sizes, channel_axis), values
-    if spec.block:
-        codes = groups * spec.block
-    zero_point = spec.bits if spec.variant == "asym" else 0
-    return (codes * spec.bits + groups * (SCALE_BITS[spec.scale] + zero_point)) / values
+    groups, codes = spec.group.counts(sizes, channel_axis)
+    storage = STORAGES[spec.scale]
+    stored = 8 * packed_bytes(codes, spec)
+    if spec.rule != "none":
+        stored += groups * storage.bits + -(-groups // 256) * storage.inner + storage.tensor
+    if spec.variant == "asym":
+        stored += 8 * packed_bytes(groups, spec)
+    if spec.fitted:
+        stored += 32 * 2**spec.bits
+    if spec.smooth is not None and not calibrated:
+        stored += 32 * sizes[-1]
+    return stored / prod(sizes)
 
 
-def _groups(spec: QuantizerSpec, sizes: tuple[int, ...], channel_axis: int) -> int:
-    rows = prod(sizes[:-1])
-    if spec.block:
-        return rows * -(-sizes[-1] // spec.block)
-    return {"tensor": 1, "token": rows, "channel": sizes[channel_axis]}[spec.granularity]
+def packed_bytes(codes: int, spec: QuantizerSpec) -> int:
+    """Bytes of this many codes: bits side by side, and five ternary digits to a byte because 3^5 < 256."""
+    return -(-codes // 5) if spec.grid == "ternary" else -(-codes * spec.bits // 8)
 
 
-def _parse(name: str) -> QuantizerSpec:
-    base, plus, wrapper = name.partition("+")
-    grid, *rest = ALIASES.get(base, base).split("/")
-    family, bits, variant = _parse_grid(grid)
-    if not rest:
-        raise QuantizerName(f"no granularity; write {grid}/G with G one of {', '.join(GRANULARITIES)}")
-    granularity, *options = rest
-    rule = options.pop(0) if options and not options[0].startswith("scale:") else ""
-    scale = options.pop(0).removeprefix("scale:") if options and options[0].startswith("scale:") else "fp32"
-    if options:
-        raise QuantizerName(f"{options[0]!r} is out of place; the order is grid/granularity/rule/scale:storage")
-    if rule and rule not in FAMILIES[family].rules:
-        raise _unknown("scale rule", rule, FAMILIES[family].rules)
-    hadamard = _parse_wrapper(wrapper) if plus else None
-    return QuantizerSpec(
-        grid=family, bits=bits, variant=variant, granularity=granularity, rule=rule, scale=scale, hadamard=hadamard
-    )
-
-
-def _parse_grid(text: str) -> tuple[str, int, str]:
-    if text in ALIASES:
-        raise QuantizerName(f"{text} is complete and takes only +hadamard; its parts are {ALIASES[text]}")
-    found = _GRID.fullmatch(text)
-    if found is None:
-        raise _unknown("grid", text, (*_grid_names(), *ALIASES))
-    if found["plain"]:
-        return found["plain"], FAMILIES[found["plain"]].bits[0], "narrow"
-    return found["family"], int(found["bits"]), found["variant"] or "narrow"
-
-
-def _parse_wrapper(text: str) -> int:
-    found = _HADAMARD.fullmatch(text)
-    if found is None:
-        raise _unknown("wrapper", text, ("hadamard", "hadamard:N"))
-    return int(found[1] or 0)
-
-
-def _grid_names() -> list[str]:
-    many = [f"{name}{bits}" for name, family in FAMILIES.items() if len(family.bits) > 1 for bits in family.bits]
-    return [*many, *(name for name, family in FAMILIES.items() if len(family.bits) == 1)]
-
-
-def _check(what: str, found: object, allowed: Iterable[object]) -> None:
+def check(what: str, found: object, allowed: Iterable[object]) -> None:
     if found not in tuple(allowed):
-        raise _unknown(what, found, allowed)
+        raise unknown(what, found, allowed)
 
 
-def _unknown(what: str, found: object, allowed: Iterable[object]) -> QuantizerName:
+def unknown(what: str, found: object, allowed: Iterable[object]) -> QuantizerName:
     names = [str(name) for name in allowed]
     return QuantizerName(f"{what} {str(found)!r}{suggestion(str(found), names)} allowed: {', '.join(names)}")
 
 
+def _rule(text: str) -> str:
+    """The rule with its number in canonical form."""
+    word, colon, number = text.partition(":")
+    if word not in ARGUMENT:
+        return text
+    low, high = ARGUMENT[word]
+    try:
+        value = float(number)
+    except ValueError:
+        value = low
+    if not colon or not low < value <= high:
+        raise QuantizerName(f"{word} needs a number above {low:g} and at most {high:g}, as in {word}:{high:g}")
+    return f"{word}:{value:.12g}"
+
+
+def _check_rounding(text: str) -> None:
+    word, colon, seed = text.partition(":")
+    good = (word == "sr" and seed.isascii() and seed.isdigit() and len(seed) < 10) if colon else word in ROUNDINGS[:2]
+    if not good or (colon and str(int(seed)) != seed):
+        raise unknown("rounding", text, ROUNDINGS)
+
+
 _SHORT: Mapping[str, str] = MappingProxyType({spelled: name for name, spelled in ALIASES.items()})
+
+
+def _is_two_power(size: int) -> bool:
+    return size >= 0 and size != 1 and not size & (size - 1)
+
+
+_EXPONENTS = ", ".join(EXPONENT_RULES)
+# What does not fit together, and why.
+_MISFITS: tuple[tuple[Callable[[QuantizerSpec], bool], str], ...] = (
+    (
+        lambda s: (s.rule in EXPONENT_RULES) != (s.scale == "e8m0"),
+        f"the rules {_EXPONENTS} and scale:e8m0 go together: an exponent is all that either of them can hold",
+    ),
+    (
+        lambda s: s.variant == "asym" and s.rule != "absmax",
+        "asym spans the smallest to the largest value; it has no rule '{self.rule}'",
+    ),
+    (
+        lambda s: s.scale in TWO_LEVEL and (s.rule != "absmax" or s.variant == "asym"),
+        "scale:{self.scale} scales the scales by their own range, which is defined for symmetric absmax only",
+    ),
+    (
+        lambda s: s.rule == "none" and (s.granularity != "tensor" or s.scale != "fp32"),
+        "levels fitted to a tensor need no scale: write {self.grid}{self.bits}/tensor, or add the rule absmax or rms",
+    ),
+    (
+        lambda s: s.rounding == "rtz" and not FAMILIES[s.grid].zero,
+        "{self.grid} has no level 0 to round toward",
+    ),
+    (
+        lambda s: s.smooth is not None and not 0 < s.smooth <= 1,
+        "smoothing divides by a power of the largest magnitude above 0 and at most 1, found {self.smooth}",
+    ),
+    (
+        lambda s: s.hadamard is not None and not _is_two_power(s.hadamard),
+        "a Hadamard rotation mixes a power of two of neighbours, found {self.hadamard}",
+    ),
+    (
+        lambda s: s.hadamard is not None and s.rht is not None,
+        "one rotation is enough: hadamard or rht, not both",
+    ),
+)

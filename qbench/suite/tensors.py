@@ -11,7 +11,7 @@ from qbench.capture import read
 from qbench.data.synthetic import calibration
 from qbench.evaluate.likelihood import next_token_loss
 from qbench.metrics.error import error_values
-from qbench.metrics.shape import ShapeSums, measure, merge
+from qbench.metrics.shape import ShapeSums, merge, swept
 from qbench.quant.catalog import quantizer_spec
 from qbench.quant.expect import expected_error_db
 from qbench.quant.spec import bits_per_value
@@ -49,12 +49,12 @@ class Tally:
         x = x.detach()
         self.tensor_shape.setdefault(site, tuple(x.shape))
         if self.measure_shape:
-            sums = measure(x)
+            table, sums = swept(x, self.quantizers, self.axis)
             self.shapes[site] = merge(self.shapes[site], sums) if site in self.shapes else sums
-        if self.quantizers:
+        else:
             table = sweep(x, self.quantizers, self.axis)
-            before = self.errors.get(site)
-            self.errors[site] = {q: before[q].merge(e) for q, e in table.items()} if before else table
+        before = self.errors.get(site)
+        self.errors[site] = {q: before[q].merge(e) for q, e in table.items()} if before else dict(table)
 
     def shape_records(self, cell: Cell) -> tuple[Record, ...]:
         kind = cell.measurement.kind

@@ -22,6 +22,10 @@ class Moments:
     m3: Tensor
     m4: Tensor
 
+    def viewed(self, *shape: int) -> "Moments":
+        """The same entries in another shape."""
+        return Moments(self.n, *(part.view(shape) for part in (self.mean, self.m2, self.m3, self.m4)))
+
     @property
     def varies(self) -> Tensor:
         """Where there is any spread, and so a kurtosis; boolean."""
