@@ -3,9 +3,34 @@
 import os
 
 import pytest
+from tiny import Bench
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden; say why in the commit")
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A tiny suite, run once with two workers into `.out`; copy it before you change anything."""
+    bench = Bench.new(tmp_path_factory.mktemp("first"))
+    done = bench.run("--workers", "2")
+    (bench.home / "said.txt").write_text(done.stdout)
+    assert done.returncode == 0, done.stderr
+    return bench
+
+
+@pytest.fixture
+def warm(first_run: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A folder of one's own in which the models are trained already and nothing is measured."""
+    bench = Bench.new(tmp_path_factory.mktemp("warm"))
+    (bench.cache).symlink_to(first_run.cache)
+    return bench
+
+
+@pytest.fixture
+def finished(first_run: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A copy of the first run, to change."""
+    return first_run.copy(tmp_path_factory.mktemp("finished"))

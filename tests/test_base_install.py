@@ -1,4 +1,4 @@
-"""What the base install does without torch: validate, list, demo, report, export. Torch is forbidden, not only absent."""
+"""What the base install does without torch: validate, list, demo, report, export. Torch is forbidden."""
 
 import subprocess
 import sys

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qbench.data.catalog import SOURCES
-from qbench.suite.schema import DATA, BadSuite, Suite, load
+from qbench.suite.schema import BadSuite, Suite, load
 from qbench.suite.shipped import folder, shipped
 
 HEAD = "suite: s\nversion: 1\nquestion: q\nspec: {layers: 2}\n"
@@ -159,10 +158,6 @@ def test_data_in_an_override_is_found_from_here(read: Read, tmp_path: Path, monk
     (here / "mine.txt").write_text("x")
     monkeypatch.chdir(here)
     assert read(MODEL, overrides=[("data", "text:mine.txt")]).data == f"text:{here / 'mine.txt'}"
-
-
-def test_a_suite_may_name_the_data_that_there_is() -> None:
-    assert tuple(SOURCES) == DATA
 
 
 @pytest.mark.parametrize("name", ["quickstart", "growth"])

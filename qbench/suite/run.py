@@ -126,7 +126,7 @@ def _asked(plan: Plan, options: Mapping[str, Any]) -> origin.Asked:
         suite=suite.text,
         cells=[cell.id for cell in plan.cells],
         options=options,
-        seeds=sorted({cell.seed for cell in plan.cells}),
+        seeds=sorted({cell.seed for cell in plan.cells if cell.training is not None}),
         data={suite.data_name: plan.data_digest},
         device=plan.device.cls,
         gpus=[plan.device.cls.partition(":")[2]] if plan.device.kind == "cuda" else [],
