@@ -1,9 +1,13 @@
 """Options and fixtures that all tests share."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tiny import Bench
+
+from qbench.cli.main import main
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -34,3 +38,22 @@ def warm(first_run: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def finished(first_run: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """A copy of the first run, to change."""
     return first_run.copy(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """`command(*arguments)` in this process and an empty folder: exit code, what was printed, what was complained."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QBENCH_CACHE", str(tmp_path / "cache"))
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        try:
+            code = main([*map(str, arguments)])
+        except SystemExit as stop:  # argparse
+            code = stop.code if isinstance(stop.code, int) else 1
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call

