@@ -78,20 +78,34 @@ def test_a_new_quantizer_runs_only_its_own_cells(finished: Bench) -> None:
     assert len(finished.session()["asked"]) == CELLS + 2
 
 
-def test_another_suite_with_the_same_model_trains_nothing(warm: Bench, run: Run) -> None:
-    warm.suite.write_text(SUITE.replace("suite: tiny", "suite: other").replace("[int4/tensor]", "[int5/tensor]"))
-    cell = warm.find("residual/0  loss, int5/tensor")
-    assert cell not in run.cells
-    done = warm.run("--only", cell[:10])
+@pytest.fixture(scope="module")
+def elsewhere(first_run: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """One cell of another suite about the same model; blocks of one value under -1, 0, 1 change nothing."""
+    text = SUITE.replace("suite: tiny", "suite: other").replace("[int4/tensor]", '["int2/block:1"]')
+    bench = Bench.new(tmp_path_factory.mktemp("elsewhere"), text)
+    bench.cache.symlink_to(first_run.cache)
+    done = bench.run("--only", bench.find("residual/0  loss, int2/block:1"))
     assert done.returncode == 0, done.stderr
-    assert list(read(warm.out).cells) == [cell]
-    session = warm.session()
+    return bench
+
+
+def test_another_suite_with_the_same_model_trains_nothing(elsewhere: Bench, run: Run) -> None:
+    (cell,) = read(elsewhere.out).cells
+    assert cell not in run.cells
+    session = elsewhere.session()
     assert session["cost"]["models_trained"] == 0
     assert session["models"]["residual/0"] == run.manifest["sessions"][0]["models"]["residual/0"]
     assert session["cells"] == {"measured": 1, "open": CELLS - 1}
-    assert warm.run("--only", cell[:10]).stdout == f"{warm.out}: all cells that start with {cell[:10]} are there; " + (
-        "nothing to run\n"
+    again = elsewhere.run("--only", cell[:10])
+    assert again.stdout == f"{elsewhere.out}: all cells that start with {cell[:10]} are there; nothing to run\n"
+
+
+def test_a_quantizer_that_changes_nothing_is_named(elsewhere: Bench) -> None:
+    (attempt,) = read(elsewhere.out).cells.values()
+    assert attempt.closing.warnings == (
+        "the error is exactly zero at activation:blocks.0.out, activation:blocks.1.out",
     )
+    assert attempt.records[0].values["loss_increase"] == 0
 
 
 def test_another_seed_is_another_model(warm: Bench, run: Run) -> None:
@@ -147,18 +161,6 @@ def test_quantizers_prove_that_they_ran(run: Run) -> None:
         assert 0 <= plain["floor/numerical"] < 1e-4 < plain["floor/window"]
         assert "sites_touched" not in plain
         assert "loss_increase" not in plain
-
-
-def test_a_quantizer_that_changes_nothing_is_named(first_run: Bench, tmp_path: Path) -> None:
-    """Blocks of one value under -1, 0, 1: every value is its own scale."""
-    bench = Bench.new(tmp_path, SUITE.replace("[int4/tensor]", '["int2/block:1"]'))
-    bench.cache.symlink_to(first_run.cache)
-    assert bench.run("--only", bench.find("residual/0  loss, int2/block:1")).returncode == 0
-    ((attempt,)) = read(bench.out).cells.values()
-    assert attempt.closing.warnings == (
-        "the error is exactly zero at activation:blocks.0.out, activation:blocks.1.out",
-    )
-    assert attempt.records[0].values["loss_increase"] == 0
 
 
 def test_windows_in_the_evidence_give_the_stored_intervals(run: Run) -> None:

@@ -160,7 +160,7 @@ def test_data_in_an_override_is_found_from_here(read: Read, tmp_path: Path, monk
     assert read(MODEL, overrides=[("data", "text:mine.txt")]).data == f"text:{here / 'mine.txt'}"
 
 
-@pytest.mark.parametrize("name", ["quickstart", "growth"])
+@pytest.mark.parametrize("name", ["quickstart", "growth", "wiring"])
 def test_shipped_suites_are_right_with_and_without_smoke(name: str) -> None:
     assert load(name).path == f"{name}.yaml"
     assert load(name, profile="smoke").arms[0].seeds == (0,)

@@ -89,6 +89,7 @@ class Bench:
             "HOME": str(self.home / USER),
             "LOGNAME": USER,
             "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONUNBUFFERED": "",
             "COLUMNS": "120",
         }
 

@@ -123,6 +123,7 @@ def _suite(findings: Findings, file: _File) -> Suite | None:
         name=form.suite,
         version=form.version,
         question=form.question,
+        note=form.note,
         params=form.params,
         data=_data(form.data, findings, file),
         arms=arms,
