@@ -36,7 +36,7 @@ LEAD = {"supported": "Supported", "contradicted": "Contradicted", "undecided": "
 
 
 def build(run: Run, out: Path) -> Path:
-    """Write the page of `run` to the file `out`: the same run, the same bytes. CannotWrite where it cannot be written."""
+    """Write the page of `run` to the file `out`: the same run, the same bytes. CannotWrite where that fails."""
     make_folder(out.parent)
     write_whole(out, render(run).encode())
     return out

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from html import escape
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -85,7 +85,7 @@ class Run:
         _refuse_unknown(where)
         equal = {name: value for name, value in where.items() if value is not None and name not in ("site", "metric")}
         pattern = where.get("site") or "**"
-        selected = cache(lambda site: matches(pattern, site))  # a run has many records and few sites
+        selected = cache(partial(matches, pattern))  # a run has many records and few sites
         return (
             row
             for attempt in self.cells.values()
