@@ -68,7 +68,7 @@ def test_a_shipped_suite_is_good_and_needs_no_torch(first_run: Bench, without: C
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("suites", ["quickstart", "growth"]),
+        ("suites", ["quickstart", "growth", "wiring"]),
         ("models", MODELS),
         ("quantizers", QUANTIZERS),
         ("metrics", METRICS),

@@ -210,7 +210,7 @@ def test_ctrl_c_stops_everything_and_spoils_nothing(warm: Bench) -> None:
     assert process.returncode == 130
     assert err.endswith("qbench: stopped; what was measured is stored, and the same command goes on from there\n")
     assert "Traceback" not in err
-    assert set(statuses(warm.out)) == {"measured"}
+    assert set(statuses(warm.out)) <= {"measured"}  # an append that was under way is withdrawn, even the first
     assert warm.session()["finished"]
     assert not any(map(alive, left))
 
