@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qbench.metrics.shape import shape
     from qbench.quant.quantizer import build as quantizer
-    from qbench.results.run import read as open  # noqa: A004
+    from qbench.results.run import opened as open  # noqa: A004
     from qbench.suite.probe import probe, quantized, sweep
     from qbench.suite.run import run
 
 __all__ = ["open", "probe", "quantized", "quantizer", "run", "shape", "sweep"]
 
 _HOMES = {
-    "open": "results.run:read",
+    "open": "results.run:opened",
     "probe": "suite.probe:probe",
     "quantized": "suite.probe:quantized",
     "quantizer": "quant.quantizer:build",

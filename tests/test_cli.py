@@ -119,6 +119,13 @@ def test_show_has_the_question_and_every_number(command: Command, first_run: Ben
         assert len(numbers) == sum(len(record.values) for record in attempt.records)
 
 
+def test_show_without_a_cell_lists_them(command: Command, first_run: Bench) -> None:
+    code, out, err = command("show", first_run.out)
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == list(read(first_run.out).cells)
+    assert "training" in out
+
+
 def test_the_four_formats_say_the_same(command: Command, first_run: Bench, tmp_path: Path) -> None:
     import duckdb
 

@@ -100,6 +100,7 @@ def test_a_sweep_has_the_numbers_of_a_suite(notebook: Notebook) -> None:
     expected = error_values(sums, found["int4/token"]["bits_per_value"], 4, None)
     assert expected.items() <= found["int4/token"].items()
     assert abs(found["int4/token"]["shape_loss_db"]) < 0.5
+    assert list(notebook.cell('qb.sweep(x, "int4/token")')) == ["int4/token"]
     rows = notebook.cell('qb.sweep(x, ["int8/channel"], channel_axis=0)')
     assert rows["int8/channel"]["bits_per_value"] == pytest.approx(8 + 32 / 96)
     turned = notebook.cell('qb.sweep(x.T.contiguous(), ["int8/channel"])')

@@ -89,6 +89,7 @@ def _heading(run: Run, seen: View, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _answer(run: Run, seen: View, found: Sequence[Effect]) -> dict[str, Any]:
     groups = {verdict: summary.of(found, verdict) for verdict in summary.VERDICTS}
+    differences = summary.differences(seen, found)
     return {
         "headline": summary.headline(found),
         "profile": part(provenance.last_session(run), "options").get("profile"),
@@ -105,7 +106,8 @@ def _answer(run: Run, seen: View, found: Sequence[Effect]) -> dict[str, Any]:
         "levels": _levels,
         "measured": MEASURED,
         "note": provenance.suite(run).get("note", ""),
-        "confounded": [summary.confounded(one) for one in summary.differences(seen, found)],
+        "confounded": [summary.confounded(one) for one in differences],
+        "entangled": any(len(one.factors) > 1 for one in differences),
     }
 
 

@@ -112,7 +112,10 @@ class Run:
         found = [cell for cell in self.cells if cell.startswith(start)]
         if len(found) != 1:
             some = f"{len(found)} cells start" if found else "no cell starts"
-            raise NoSuchCell(f"{some} with {start!r} in {self.folder}, which holds {len(self.cells)} cells")
+            raise NoSuchCell(
+                f"{some} with {start!r} in {self.folder}, which holds {len(self.cells)} cells; "
+                f"`qbench show {self.folder}` lists them"
+            )
         return self.cells[found[0]]
 
     def only(self, cells: Container[str]) -> "Run":
@@ -160,6 +163,12 @@ def read(folder: str | Path) -> Run:
     return Run(
         folder=folder, cells=log.attempts, manifest=manifest, superseded=log.superseded, unfinished=log.unfinished
     )
+
+
+def opened(folder: str | Path, *, everything: bool = False) -> Run:
+    """The cells that the last session's suite has; with `everything`, those of earlier suites and profiles too."""
+    run = read(folder)
+    return run if everything else run.current
 
 
 def rows(attempt: Attempt, metric: str | None = None) -> Iterator[Row]:

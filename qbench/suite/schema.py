@@ -160,12 +160,17 @@ def _data(name: str, findings: Findings, file: _File) -> str:
     try:
         row, path = split(name)
     except UnknownName as error:
-        findings.add(("data",), str(error))
+        there = name and os.path.exists(_from_suite(name, findings, file))
+        findings.add(("data",), f"{error}; write text:{name} for that path" if there else str(error))
         return name
     if not path:
         return name
-    mark, _ = findings.place(("data",))
-    found = os.path.abspath(os.path.join("." if mark.line == 0 else file.path.parent, path))
+    found = _from_suite(path, findings, file)
     if not os.path.exists(found):
         findings.add(("data",), f"no file or folder {path!r}; a path starts from the folder of the suite")
     return row.removesuffix("PATH") + found
+
+
+def _from_suite(path: str, findings: Findings, file: _File) -> str:
+    mark, _ = findings.place(("data",))
+    return os.path.abspath(os.path.join("." if mark.line == 0 else file.path.parent, path))

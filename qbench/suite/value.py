@@ -14,6 +14,7 @@ Scalar = str | int | float | bool | None
 
 CALIBRATION = "calibration"  # the arm, and its model, of tensors with known moments
 UNQUANTIZED = "unquantized"  # the treatment that quantizes nothing
+TUNING_WINDOWS = 32  # of the tune split, for the validation loss during training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
