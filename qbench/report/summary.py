@@ -73,10 +73,11 @@ def _why(effects: Sequence[Effect]) -> str:
 
 def sentence(effect: Effect) -> tuple[str, str]:
     """The claim, and what was measured for it."""
+    claim = f"{effect.claim} ({effect.arms[0]} against {effect.arms[1]})"
     if effect.value is None:
-        return effect.claim, effect.reason
+        return claim, effect.reason
     inside = ONE_SEED if effect.low is None else f"{interval(effect)}, n\u00a0=\u00a0{effect.n}"
-    return effect.claim, f"{magnitude(effect)} ({inside}), {effect.arms[0]} against {effect.arms[1]}"
+    return claim, f"{magnitude(effect)} ({inside})"
 
 
 def differences(run: View, effects: Sequence[Effect]) -> list[Difference]:
