@@ -2,7 +2,7 @@
 
     import qbench as qb
     run = qb.open("results/growth")              # .records(metric=..., site=...), .frame(), .failed
-    q = qb.quantizer("int4/block:32+hadamard")   # .encode .decode .roundtrip .bits_per_value
+    q = qb.quantizer("int4/block:32+hadamard")   # .encode .decode .roundtrip .fake .bits_per_value
     qb.sweep(x, ["int4/token", "mxfp4"]); qb.shape(x)
     qb.probe(model, windows)
     with qb.quantized(model, {"activation:blocks.*.mlp.in": "int8/token"}): ...
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qbench.metrics.shape import shape
     from qbench.quant.quantizer import build as quantizer
-    from qbench.results.run import read as open  # noqa: A004
+    from qbench.results.run import opened as open  # noqa: A004
     from qbench.suite.probe import probe, quantized, sweep
     from qbench.suite.run import run
 
 __all__ = ["open", "probe", "quantized", "quantizer", "run", "shape", "sweep"]
 
 _HOMES = {
-    "open": "results.run:read",
+    "open": "results.run:opened",
     "probe": "suite.probe:probe",
     "quantized": "suite.probe:quantized",
     "quantizer": "quant.quantizer:build",
@@ -38,7 +38,12 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'qbench' has no attribute {name!r}; it has {', '.join(__all__)}")
     module, _, attribute = _HOMES[name].partition(":")
-    return getattr(import_module(f"qbench.{module}"), attribute)
+    try:
+        return getattr(import_module(f"qbench.{module}"), attribute)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(f"qbench.{name} needs torch: pip install 'qbench-suite[run]'", name="torch") from None
 
 
 def __dir__() -> list[str]:

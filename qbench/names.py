@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -36,3 +37,19 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` where something near exists, else `;`."""
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ";"
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether `pattern` selects `name`: `*` is any run of characters in one part, `**` any number of parts.
+
+    >>> matches("blocks.*.out", "blocks.0.out"), matches("blocks.*.out", "blocks.0.mlp.out")
+    (True, False)
+    """
+    parts = name.split(".")
+    reached = {0}  # positions in the name that the pattern may have come to
+    for part in pattern.split("."):
+        if part == "**":
+            reached = set(range(min(reached), len(parts) + 1)) if reached else reached
+        else:
+            reached = {i + 1 for i in reached if i < len(parts) and fnmatchcase(parts[i], part)}
+    return len(parts) in reached

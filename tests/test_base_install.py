@@ -1,4 +1,4 @@
-"""What the base install does without torch: validate, list, demo, report, export. Torch is forbidden, not only absent."""
+"""What the base install does without torch: validate, list, demo, report, export. Torch is forbidden."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def test_the_demo_is_a_page_of_real_records(demo: Path) -> None:
     assert (demo / "records.jsonl").stat().st_size > 1_000_000
 
 
-@pytest.mark.parametrize("suite", ["quickstart", "growth"])
+@pytest.mark.parametrize("suite", ["quickstart", "growth", "wiring"])
 def test_shipped_suites_validate(suite: str) -> None:
     done = qbench("validate", suite)
     assert (done.returncode, done.stderr) == (0, "")

@@ -195,5 +195,5 @@ def test_unknown_names_are_answered_with_the_known(name: str) -> None:
 
 
 def test_a_text_without_a_path_is_not_the_current_folder() -> None:
-    with pytest.raises(BadData, match="'text:' names no file; expected text:PATH"):
+    with pytest.raises(UnknownName, match="no data 'text:'; did you mean 'text:PATH'"):
         load("text:")

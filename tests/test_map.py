@@ -6,7 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 START, END = "<!-- map -->\n", "<!-- end of map -->"
-ORDER = "cli report suite train evaluate capture metrics models data quant results stats".split()
+ORDER = ["cli", "report", "suite", "train", "evaluate", "capture", "metrics", "models", "data", "quant"]
+ORDER += ["results", "stats"]
 
 
 def test_the_readme_has_every_module_with_its_own_words() -> None:
@@ -30,8 +31,12 @@ def draw() -> str:
     for package in ORDER:
         folder = ROOT / "qbench" / package
         rows.append((f"{package}/", first_line(folder / "__init__.py")))
-        rows += [(f"  {path.name}", first_line(path)) for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
-    rows += [(path.name, first_line(path)) for path in sorted((ROOT / "qbench").glob("*.py")) if path.stem != "__init__"]
+        rows += [
+            (f"  {path.name}", first_line(path)) for path in sorted(folder.glob("*.py")) if path.stem != "__init__"
+        ]
+    rows += [
+        (path.name, first_line(path)) for path in sorted((ROOT / "qbench").glob("*.py")) if path.stem != "__init__"
+    ]
     width = max(len(name) for name, _ in rows)
     return "```\n" + "".join(f"{name:{width}}  {text}\n" for name, text in rows) + "```\n"
 

@@ -110,7 +110,7 @@ def test_failures_are_shown_with_their_reasons() -> None:
     assert "RuntimeError: out of memory" in source
     assert "could not be measured" in source
     assert "No loss was measured" in source
-    assert "not measured: no seed in common" in source.lower()
+    assert "not measured for residual and residual-free" in source.lower()
 
 
 def test_warnings_and_arms_that_learned_nothing_are_named() -> None:
@@ -139,7 +139,7 @@ def test_provenance_names_code_data_machine_and_cost() -> None:
         (lambda cell: what(cell) == "loss", "The shape of no activation"),
         (lambda cell: cell.spec["arm"] == "calibration", "nothing to plot"),
         (lambda cell: cell.spec["arm"] != "calibration", "No calibration tensors"),
-        (lambda cell: cell.spec["arm"] == "residual", "not measured: no seed in common (residual-free)"),
+        (lambda cell: cell.spec["arm"] == "residual", "not measured for residual-free"),
         (lambda cell: False, "There are no cells"),
     ],
     ids=["training only", "losses only", "calibration only", "no calibration", "one arm", "empty"],

@@ -99,6 +99,7 @@ def test_sites_are_averaged_within_a_seed_before_the_interval() -> None:
     seen: list[list[float]] = []
     table(sites, Layout(), lambda values: seen.append(list(values)) or (0.0, 1.0))
     assert seen == [[1.0, 1.5]]
+    assert "each seed the mean of its sites, up to 2;" in table(sites, Layout(), spread)
 
 
 @pytest.mark.parametrize("column", ["scope", "kind", "step", "suite", "optimizer", "wiring"])

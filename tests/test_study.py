@@ -66,7 +66,7 @@ def test_the_run_is_complete_and_within_its_budget(run: Run) -> None:
     assert len({row["treatment"] for row in run.records(what="loss", metric="loss_increase")}) == 30
     cost = session["cost"]
     print(cost)
-    assert cost["worker_peak_rss_bytes"] < 1.5e9
+    assert cost["peak_rss_bytes"] < 1.5e9
     if cost["models_trained"] == 10:  # measured anew, not looked at again
         assert cost["measuring_cpu_seconds"] <= cost["training_cpu_seconds"]
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qbench.data.catalog import SOURCES
-from qbench.suite.schema import DATA, BadSuite, Suite, load
+from qbench.suite.schema import BadSuite, Suite, load
 from qbench.suite.shipped import folder, shipped
 
 HEAD = "suite: s\nversion: 1\nquestion: q\nspec: {layers: 2}\n"
@@ -161,11 +160,7 @@ def test_data_in_an_override_is_found_from_here(read: Read, tmp_path: Path, monk
     assert read(MODEL, overrides=[("data", "text:mine.txt")]).data == f"text:{here / 'mine.txt'}"
 
 
-def test_a_suite_may_name_the_data_that_there_is() -> None:
-    assert tuple(SOURCES) == DATA
-
-
-@pytest.mark.parametrize("name", ["quickstart", "growth"])
+@pytest.mark.parametrize("name", ["quickstart", "growth", "wiring"])
 def test_shipped_suites_are_right_with_and_without_smoke(name: str) -> None:
     assert load(name).path == f"{name}.yaml"
     assert load(name, profile="smoke").arms[0].seeds == (0,)

@@ -81,6 +81,7 @@ CASES = [
     ("[0, 1]", "0", "6:8: seeds", "found 0; wanted: a list"),
     ("[0, 1]", "[0, 9999999999]", "6:12: seeds.1", "wanted: at most 2147483647"),
     ("data: stdlib", "data: stdlb", "7:7: data", "no data 'stdlb'; did you mean 'stdlib'?"),
+    ("data: stdlib", "data: .", "7:7: data", "write text:. for that path"),
     ("data: stdlib", "data: text:none.txt", "7:7: data", "no file or folder 'none.txt'"),
     ("layers: 2", "layers: two", "8:16: spec.layers", "found 'two'; wanted: a whole number"),
     ("layers: 2", "layer: 2", "8:8: spec.layer", "unknown key; did you mean 'layers'?"),

@@ -5,9 +5,9 @@ from typing import Any, cast
 
 from torch import nn
 
-from qbench.capture.sites import Kind, matches, near, resolve
+from qbench.capture.sites import Kind, near, resolve
 from qbench.models.transformer import Transformer
-from qbench.names import UnknownName
+from qbench.names import UnknownName, matches
 
 ITSELF = "model"  # the name of a model that is one leaf module
 

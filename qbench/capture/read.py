@@ -5,6 +5,7 @@ Nothing is kept: a visitor sees each tensor once, as it flows by, so that peak e
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -50,7 +51,7 @@ def gradients(
     """
 
     def watch(name: str, x: Tensor) -> None:
-        x.register_hook(lambda gradient: visit(name, gradient))
+        x.register_hook(partial(visit, name))
 
     with torch.enable_grad(), frozen(model), rooted(places), watching(places, watch):
         for batch in batches:

@@ -6,12 +6,11 @@ outputs and not `blocks.0.attn.out`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Literal
 
 from qbench.models.spec import Wiring
-from qbench.names import UnknownName, suggestion
+from qbench.names import UnknownName, matches, suggestion
 
 Kind = Literal["activation", "gradient", "weight"]
 
@@ -110,22 +109,6 @@ def _activations(wiring: Wiring, layers: int) -> dict[str, str]:
         here["in"] = f"blocks.{block - 1}.out" if block else "embed"
         names |= {f"blocks.{block}.{place}": site for place, site in here.items()}
     return names | {"final": "final", "logits": "logits"}
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether `pattern` selects `name`: `*` is any run of characters in one part, `**` any number of parts.
-
-    >>> matches("blocks.*.out", "blocks.0.out"), matches("blocks.*.out", "blocks.0.mlp.out")
-    (True, False)
-    """
-    parts = name.split(".")
-    reached = {0}  # positions in the name that the pattern may have come to
-    for part in pattern.split("."):
-        if part == "**":
-            reached = set(range(min(reached), len(parts) + 1)) if reached else reached
-        else:
-            reached = {i + 1 for i in reached if i < len(parts) and fnmatchcase(parts[i], part)}
-    return len(parts) in reached
 
 
 def near(pattern: str, names: Iterable[str], known: Iterable[str]) -> str:

@@ -112,7 +112,8 @@ class _Hook:
             self.engagement.note(f"activation:{self.name}", self.forward, x, y)
         if self.backward is not None and y.requires_grad:
             y.register_hook(self._see)
-        return y
+        # Autograd forbids writing into a view that a Function made; the next module may work in place.
+        return y.clone() if y.requires_grad else y
 
     def _see(self, gradient: Tensor) -> None:
         place = f"gradient:{self.name}"

@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from qbench.cli.main import ERROR, GOOD
+from qbench.results.record import Closing
+from qbench.results.run import arm, part, read
 
 Table = Iterable[Sequence[str]]
 
@@ -19,10 +22,12 @@ def validate(options: argparse.Namespace) -> int:
     """0 when the suite can be run as written; otherwise every mistake is printed and the exit code is 2."""
     from qbench.cli.run import load_suite
     from qbench.suite.plugins import install
+    from qbench.suite.value import UNQUANTIZED
 
     install([Path(plugin) for plugin in options.plugin])
     suite = load_suite(options)
-    print(f"{options.suite}: good; {len(suite.arms)} models, {len(suite.treatments)} treatments")
+    treatments = sum(treatment.name != UNQUANTIZED for treatment in suite.treatments)
+    print(f"{options.suite}: good; {len(suite.arms)} models, {treatments} treatments")
     return GOOD
 
 
@@ -35,10 +40,12 @@ def ls(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
-    """A cell's spec, how it ended, its numbers and the tail of its log."""
-    from qbench.results.run import read
-
-    attempt = read(options.folder).cell(options.cell)
+    """A cell's spec, how it ended, its numbers and the tail of its log; without a cell, one line for each."""
+    run = read(options.folder)
+    if options.cell is None:
+        _print_table([_listed(attempt.closing) for attempt in run.cells.values()])
+        return GOOD
+    attempt = run.cell(options.cell)
     closing = attempt.closing
     print(f"cell {closing.cell}: {closing.status}, attempt {closing.attempt}, {closing.seconds:.2f} s")
     for label, lines in (("error", [closing.error]), ("warning", closing.warnings), ("log", closing.log)):
@@ -61,6 +68,13 @@ def show(options: argparse.Namespace) -> int:
     return GOOD
 
 
+def _listed(closing: Closing) -> Sequence[str]:
+    spec = closing.spec
+    asked = part(spec, "measurement")
+    what = [asked.get(name, "") for name in ("what", "kind", "quantizer")] + [part(asked, "treatment").get("name", "")]
+    return closing.cell, closing.status, f"{arm(spec)}/{spec.get('seed')}", " ".join(filter(None, what))
+
+
 def doctor(_options: argparse.Namespace) -> int:
     """What this machine can run; 4 where the main job could not run."""
     from qbench.suite.device import gpu_names
@@ -75,14 +89,23 @@ def doctor(_options: argparse.Namespace) -> int:
             print(f"missing  {name}: pip install 'qbench-suite{f'[{extra}]' if extra else ''}'")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"ok       {cores} cores; one worker with one thread each is fastest")
-    print(f"{'ok      ' if gpu_names() else 'none    '} GPU {', '.join(gpu_names())}")
+    print(f"ok       GPU {', '.join(gpu_names())}" if gpu_names() else "none     GPU; the main job needs none")
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     print(f"{'ok      ' if free > 1 else 'low     '} {free:.0f} GB free here")
-    writable = os.access(Path.cwd(), os.W_OK)
+    writable = _writable(Path.cwd())
     print(f"{'ok      ' if writable else 'no      '} this folder can be written")
     compiler = shutil.which("c++") or shutil.which("g++")
     print(f"{'ok      ' if compiler else 'none    '} C++ compiler for compiled kernels")
     return ERROR if "torch" in missing or not writable or find_spec("duckdb") is None else GOOD
+
+
+def _writable(folder: Path) -> bool:
+    """Found out by writing: what permissions say, a read-only disk and the superuser do not obey."""
+    try:
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _suites() -> Table:

@@ -50,14 +50,25 @@ Commands = Mapping[str, tuple[str, str, Callable[[Command], None]]]
 def _suite(command: Command) -> None:
     command.add_argument("suite", help="a suite file, or the name of a shipped one (qbench ls suites)")
     command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key or a param"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a key or a param, as in --set steps=50",
     )
     command.add_argument("--profile", metavar="NAME", help="one of the suite's profiles")
     _plugin(command)
 
 
 def _plugin(command: Command) -> None:
-    command.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="catalog rows from outside")
+    command.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="quantizers, models or data of your own",
+    )
 
 
 def _run(command: Command) -> None:
@@ -87,15 +98,21 @@ def _export(command: Command) -> None:
     command.add_argument(
         "--out", metavar="FILE", help="where the table goes (default: standard output, parquet into the folder)"
     )
-    command.add_argument("--rows", default="model", help="latex: the column whose values become rows")
-    command.add_argument("--cols", default="quantizer", help="latex: the column whose values become columns")
-    command.add_argument("--metric", default="loss_increase", help="latex: the number in the cells")
-    command.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="latex: keep these rows")
+    command.add_argument("--rows", help="latex: the column whose values become rows (default: model)")
+    command.add_argument("--cols", help="latex: the column whose values become columns (default: quantizer)")
+    command.add_argument("--metric", help="latex: the number in the cells (default: loss_increase)")
+    command.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="latex: keep only lines of the table that have this value",
+    )
 
 
 def _show(command: Command) -> None:
     command.add_argument("folder", help="a run folder")
-    command.add_argument("cell", help="a cell id, or the beginning of one")
+    command.add_argument("cell", nargs="?", help="a cell id, or the beginning of one (default: list the cells)")
 
 
 def _demo(command: Command) -> None:
@@ -114,8 +131,8 @@ COMMANDS: Commands = {
     "validate": ("check a suite file and print every mistake in it", "look:validate", _suite),
     "ls": ("list what a suite may name", "look:ls", _ls),
     "report": ("rebuild the page of a run folder", "publish:report", _report),
-    "export": ("write a run folder as one long table", "publish:export", _export),
-    "show": ("print one cell: what was asked, how it ended, its log", "look:show", _show),
+    "export": ("write a run folder as one long table, or one metric as LaTeX", "publish:export", _export),
+    "show": ("print one cell: what was asked, how it ended, its log; without a cell, list them", "look:show", _show),
     "demo": ("build a page from real records that ship with qbench", "publish:demo", _demo),
     "doctor": ("say what this machine can run, and what is missing", "look:doctor", _no_arguments),
 }
@@ -169,7 +186,8 @@ def _version() -> str:
 
 
 def _explain(error: Exception | str, code: int) -> int:
-    print(f"qbench: {error}", file=sys.stderr)
+    # Mistakes in a suite start with file:line:col, which editors can follow only at the start of a line.
+    print(error if type(error).__name__ == "BadSuite" else f"qbench: {error}", file=sys.stderr)
     return code
 
 

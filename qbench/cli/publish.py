@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -20,6 +21,8 @@ STREAMS: Mapping[str, Callable[[Iterable[table.Line], TextIO], None]] = {
     "csv": table.write_csv,
     "jsonl": table.write_jsonl,
 }
+
+LATEX_ONLY = ("rows", "cols", "metric", "where")
 
 
 def report(options: argparse.Namespace) -> int:
@@ -39,6 +42,9 @@ def export(options: argparse.Namespace) -> int:
     if options.format == "latex":
         _write(_latex(run, options), options.out)
         return GOOD
+    for name in LATEX_ONLY:
+        if getattr(options, name):
+            raise UsageError(f"--{name} is for --format latex; {options.format} has the whole table")
     out = Path(options.out) if options.out else None
     if options.format == "parquet" and out is None:
         out = Path(options.folder) / "records.parquet"  # binary: not for a terminal
@@ -70,8 +76,10 @@ def _latex(run: Run, options: argparse.Namespace) -> str:
         if not equals:
             raise UsageError(f"--where {text}: expected COLUMN=VALUE, as in --where scope=boundaries")
         where[column] = value
-    ranked = pick(METRICS, options.metric, "metric").role == "cost"
-    layout = latex.Layout(rows=options.rows, cols=options.cols, metric=options.metric, where=where, ranked=ranked)
+    asked = {name: getattr(options, name) for name in ("rows", "cols", "metric") if getattr(options, name)}
+    layout = latex.Layout(**asked, where=where)
+    ranked = pick(METRICS, layout.metric, "metric").role == "cost"
+    layout = replace(layout, ranked=ranked)
     return latex.table(table.lines(run, UNITS), layout, _interval)
 
 

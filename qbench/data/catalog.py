@@ -1,28 +1,42 @@
-"""Every text a suite may name."""
+"""Every text a suite may name. Reading the table loads nothing; loading a text loads NumPy."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from qbench import names
-from qbench.data.text import BadData, Corpus, stdlib, text
-from qbench.names import pick
+from qbench.names import UnknownName, pick
+
+if TYPE_CHECKING:
+    from qbench.data.text import Corpus
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """One row; a name that ends in PATH stands for all names with a path in its place."""
 
-    load: Callable[[str], Corpus]  # given what stands in the place of PATH
+    load: "Callable[[str], Corpus]"  # given what stands in the place of PATH
     meaning: str
 
 
-_ROWS: dict[str, Source] = {
-    "stdlib": Source(lambda _: stdlib(), "the Python standard library's own source, about 10 MB"),
-    "text:PATH": Source(lambda path: text(Path(path)), "a text file, or a folder of text files"),
-}
+def _stdlib(_: str) -> "Corpus":
+    from qbench.data.text import stdlib
 
+    return stdlib()
+
+
+def _text(path: str) -> "Corpus":
+    from qbench.data.text import text
+
+    return text(Path(path))
+
+
+_ROWS: dict[str, Source] = {
+    "stdlib": Source(_stdlib, "the Python standard library's own source, about 10 MB"),
+    "text:PATH": Source(_text, "a text file, or a folder of text files"),
+}
 SOURCES: Mapping[str, Source] = MappingProxyType(_ROWS)
 
 
@@ -31,24 +45,37 @@ def add(name: str, row: Source) -> None:
     names.add(_ROWS, name, row, Source)
 
 
-def load(name: str) -> Corpus:
+def split(name: str) -> tuple[str, str]:
+    """The row that `name` belongs to, and the path in it.
+
+    Raises:
+        UnknownName: no such row, or no path where one is wanted.
+
+    >>> split("text:notes.txt"), split("stdlib")
+    (('text:PATH', 'notes.txt'), ('stdlib', ''))
+    >>> split("text")
+    Traceback (most recent call last):
+    qbench.names.UnknownName: no data 'text'; did you mean 'text:PATH'? known: stdlib, text:PATH
+    """
+    for row in SOURCES:
+        stem = row.removesuffix("PATH")
+        if stem != row and name.startswith(stem) and name not in (stem, row):
+            return row, name.removeprefix(stem)
+    pick(SOURCES, name, "data")
+    if name.endswith("PATH"):
+        raise UnknownName(f"{name!r} names no file; put its path in the place of PATH")
+    return name, ""
+
+
+def load(name: str) -> "Corpus":
     """The corpus called `name`, read from disk.
 
     Raises:
         UnknownName: no such row.
         BadData: the row is there and its text is not.
-
-    >>> load("text")
-    Traceback (most recent call last):
-    qbench.names.UnknownName: no data 'text'; did you mean 'text:PATH'? known: stdlib, text:PATH
     """
-    for row, source in SOURCES.items():
-        stem = row.removesuffix("PATH")
-        if stem != row and name.startswith(stem):
-            if name == stem:
-                raise BadData(f"{name!r} names no file; expected {row}, as in {stem}notes.txt")
-            return source.load(name.removeprefix(stem))
-    return pick(SOURCES, name, "data").load("")
+    row, path = split(name)
+    return SOURCES[row].load(path)
 
 
 def digest(name: str) -> str:

@@ -1,5 +1,6 @@
 """How well a model predicts held-out text: cross-entropy and errors by window, so that differences are paired."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from math import log
 
@@ -38,16 +39,20 @@ def likelihood(model: nn.Module, windows: Tensor, batch: int = BATCH) -> Likelih
         tokens = part.to(device)
         logits = model(tokens[:, :-1])
         target = tokens[:, 1:]
-        each = cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="none").view(target.shape)
+        wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        each = cross_entropy(wide, target.flatten(), reduction="none").view(target.shape)
         losses.append(each.double().mean(1))
         errors.append((logits.argmax(-1) != target).double().mean(1))
     return Likelihood(torch.cat(losses).cpu().numpy(), torch.cat(errors).cpu().numpy())
 
 
 def numerical_floor(model: nn.Module, windows: Tensor, reference: Likelihood) -> float:
-    """The largest change of a window's loss when only the batch size changes: no effect below this is one."""
-    other = likelihood(model, windows, OTHER_BATCH)
-    return float(np.abs(other.losses - reference.losses).max())
+    """The largest change of a window's loss when only the arithmetic changes: no effect below this is one.
+
+    The windows are scored again with another batch size, and in float64.
+    """
+    others = (likelihood(model, windows, OTHER_BATCH), likelihood(deepcopy(model).double(), windows))
+    return max(float(np.abs(other.losses - reference.losses).max()) for other in others)
 
 
 def bits_per_byte(loss: float, bytes_per_token: float = 1.0) -> float:

@@ -60,10 +60,11 @@ METRICS: Mapping[str, Metric] = {
     "loss_increase": Metric("nats/token", "cost", "loss minus the unquantized model's, paired by window"),
     "error_rate": Metric("1", "cost", "share of tokens whose most likely next token is wrong"),
     "floor/numerical": Metric(
-        "nats/token", "evidence", "largest loss change of a window when only the batch size changes"
+        "nats/token", "evidence", "largest loss change of a window when only the batch size or the precision changes"
     ),
     "floor/window": Metric("nats/token", "evidence", "standard error of the mean over windows"),
     "sites_touched": Metric("count", "evidence", "places that were really quantized"),
+    "bits_per_value/model": Metric("bits", "cost", "stored bits per parameter, with those that were left alone"),
     # Training
     "train_loss": Metric("nats/token", "cost", "training loss of one step"),
     "validation_loss": Metric("nats/token", "cost", "loss on the tuning split during training"),

@@ -27,7 +27,7 @@ NORMAL_95 = 1.96
 class Floors:
     """Sizes below which a difference in loss means nothing; None where the run cannot tell."""
 
-    numerical: float | None  # nothing quantized, another batch size
+    numerical: float | None  # nothing quantized, another batch size or float64
     window: float | None  # standard error over the evaluation windows
     seed: float | None  # standard deviation over seeds, pooled over arms
 

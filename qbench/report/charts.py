@@ -16,7 +16,8 @@ from qbench.report.words import counted, fixed, listed, number
 KURTOSIS = "excess_kurtosis/tensor"
 KURTOSIS_AXIS = "excess kurtosis of the tensor, log(k + 3)"
 FIRST_QUANTIZERS = ("int8/tensor", "int4/tensor")
-FIRST_SITES = ("out", "mlp.hidden", "attn.context", "mlp.out")
+# Charts of all places would make a page that is too heavy to send; the others are in the export.
+CHARTED_SITES = ("out", "mlp.hidden", "attn.context", "mlp.out", "attn.out", "attn.k", "mid", "mlp.in")
 # What a Gaussian becomes there by itself: E f^4 / (E f^2)^2 - 3, centred, for f = GELU.
 GAUSSIAN_KURTOSIS: Mapping[str, tuple[float, str]] = {"mlp.hidden": (3.17, "GELU of a Gaussian")}
 
@@ -105,11 +106,11 @@ def _between(values: Sequence[float]) -> str:
 
 
 def site_classes(run: View) -> list[str]:
-    """Classes of the sites inside blocks whose shape was measured, the telling ones first."""
-    found = {place(row.site) for row in run.select("shape", kind="activation")}
-    names = list(dict.fromkeys(name for layer, name in sorted(found, key=str) if layer is not None))
-    first = [name for name in FIRST_SITES if name in names]
-    return first + [name for name in names if name not in first]
+    """Classes of the sites inside blocks whose shape was measured and which have charts, the telling ones first."""
+    found = {
+        name for row in run.select("shape", kind="activation") for layer, name in [place(row.site)] if layer is not None
+    }
+    return [name for name in CHARTED_SITES if name in found]
 
 
 def depth(run: View, site_class: str) -> Panel:

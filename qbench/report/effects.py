@@ -63,8 +63,9 @@ def _effect(run: View, asked: Mapping[str, Any]) -> Effect:
     found = [per_seed(run, name, asked["measure"]) for name in (first, second)]
     paired = sorted(found[0].keys() & found[1].keys())
     if not paired:
-        missing = listed([name for name, values in zip((first, second), found, strict=True) if not values]) or "both"
-        return _worded(Effect(**about, reason=f"not measured: no seed in common ({missing})"))
+        missing = listed([name for name, values in zip((first, second), found, strict=True) if not values])
+        reason = f"not measured for {missing}" if missing else "not measured: the arms have no seed in common"
+        return _worded(Effect(**about, reason=reason))
     about |= {"levels": (fmean(found[0][s] for s in paired), fmean(found[1][s] for s in paired)), "n": len(paired)}
     interval = INTERVALS[compare]([found[0][seed] for seed in paired], [found[1][seed] for seed in paired])
     if interval is None:
@@ -114,7 +115,7 @@ def _worded(effect: Effect) -> Effect:
 def magnitude(effect: Effect) -> str:
     """The effect alone: `3.3×`, `+2.95 dB`."""
     if effect.value is None:
-        return "undefined"
+        return "no value"
     text, *_ = _numbers(effect)
     if effect.compare == "ratio":
         return f"{text}×"

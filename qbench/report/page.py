@@ -16,6 +16,7 @@ from qbench.report.effects import Effect
 from qbench.report.panels import Panel
 from qbench.report.view import UNQUANTIZED, View, view
 from qbench.report.words import counted, listed, number, with_unit
+from qbench.results.files import make_folder, write_whole
 from qbench.results.run import Run, part
 
 CLOUD = svg.Frame(width=440, height=300, right=8, decimals=1)
@@ -35,9 +36,9 @@ LEAD = {"supported": "Supported", "contradicted": "Contradicted", "undecided": "
 
 
 def build(run: Run, out: Path) -> Path:
-    """Write the page of `run` to the file `out`: the same run, the same bytes. OSError where it cannot be written."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(render(run), encoding="utf-8", newline="\n")
+    """Write the page of `run` to the file `out`: the same run, the same bytes. CannotWrite where that fails."""
+    make_folder(out.parent)
+    write_whole(out, render(run).encode())
     return out
 
 
@@ -88,6 +89,7 @@ def _heading(run: Run, seen: View, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _answer(run: Run, seen: View, found: Sequence[Effect]) -> dict[str, Any]:
     groups = {verdict: summary.of(found, verdict) for verdict in summary.VERDICTS}
+    differences = summary.differences(seen, found)
     return {
         "headline": summary.headline(found),
         "profile": part(provenance.last_session(run), "options").get("profile"),
@@ -103,7 +105,9 @@ def _answer(run: Run, seen: View, found: Sequence[Effect]) -> dict[str, Any]:
         "certainty": effects.certainty,
         "levels": _levels,
         "measured": MEASURED,
-        "confounded": [summary.confounded(one) for one in summary.differences(seen, found)],
+        "note": provenance.suite(run).get("note", ""),
+        "confounded": [summary.confounded(one) for one in differences],
+        "entangled": any(len(one.factors) > 1 for one in differences),
     }
 
 

@@ -31,7 +31,8 @@ def headline(effects: Sequence[Effect]) -> str:
         return "This suite states no claims, so the page shows measurements and draws no conclusion."
     n: dict[Verdict, int] = {verdict: len(of(effects, verdict)) for verdict in VERDICTS}
     if n["undecided"] == len(effects):
-        return f"No answer yet: none of the {counted(len(effects), 'claim')} is decided. {_why(effects)}"
+        which = "the suite's one claim is not" if len(effects) == 1 else f"none of the {len(effects)} claims is"
+        return f"No answer yet: {which} decided. {_why(effects)}"
     lead = _lead(n, len(effects))
     return f"{lead} Of {counted(len(effects), 'claim')}, {listed(_counts(n))}. {_seeds(effects)}"
 
@@ -59,23 +60,24 @@ def _seeds(effects: Sequence[Effect]) -> str:
     if not seeds:
         return ""
     span = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return f"Intervals are 95 %, over {span} seeds; a claim is decided when its interval leaves out no effect."
+    return f"Intervals are 95 %, over {span} seeds; a claim is decided when its interval lies on one side of no effect."
 
 
 def _why(effects: Sequence[Effect]) -> str:
     if all(effect.n == 1 for effect in effects):
-        return "Each rests on one seed, and one seed has no interval."
+        return "One seed has no interval."
     if all(effect.n == 0 for effect in effects):
-        return "Nothing that they ask for was measured."
-    return "The reasons stand beside each."
+        return "What would decide it was not measured."
+    return "Each claim has its reason below."
 
 
 def sentence(effect: Effect) -> tuple[str, str]:
     """The claim, and what was measured for it."""
+    claim = f"{effect.claim} ({effect.arms[0]} against {effect.arms[1]})"
     if effect.value is None:
-        return effect.claim, effect.reason
-    inside = ONE_SEED if effect.low is None else f"{interval(effect)}, n = {effect.n}"
-    return effect.claim, f"{magnitude(effect)} ({inside})"
+        return claim, effect.reason
+    inside = ONE_SEED if effect.low is None else f"{interval(effect)}, n\u00a0=\u00a0{effect.n}"
+    return claim, f"{magnitude(effect)} ({inside})"
 
 
 def differences(run: View, effects: Sequence[Effect]) -> list[Difference]:

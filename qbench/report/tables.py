@@ -47,7 +47,7 @@ def arms(run: View, treatments: Sequence[str]) -> Table:
 
 
 FLOORS: Mapping[str, str] = {
-    "numerical": "numerical floor: nothing quantized, another batch size",
+    "numerical": "numerical floor: nothing quantized, another batch size or float64",
     "window": "window floor: standard error over evaluation windows",
     "seed": "seed floor: standard deviation over seeds, all arms",
 }

@@ -3,7 +3,7 @@
 import gzip
 from pathlib import Path
 
-from qbench.results.files import make_folder, write_whole
+from qbench.results.files import CannotWrite, make_folder, write_whole
 from qbench.results.lines import RECORDS
 from qbench.results.origin import MANIFEST
 
@@ -12,10 +12,14 @@ _SOURCE = Path(__file__).parents[1] / "demo"
 
 
 def unpack(folder: Path) -> Path:
-    """Write the run into `folder` and return it; CannotWrite where that fails."""
+    """Write the run into `folder` and return it; CannotWrite where that fails, and where another run is there."""
     make_folder(folder)
-    for name in FILES:
-        write_whole(folder / name, gzip.decompress((_SOURCE / f"{name}.gz").read_bytes()))
+    contents = {name: gzip.decompress((_SOURCE / f"{name}.gz").read_bytes()) for name in FILES}
+    records = folder / RECORDS
+    if records.exists() and records.read_bytes() != contents[RECORDS]:
+        raise CannotWrite(f"{folder} holds the records of another run, which the demo would replace; name another")
+    for name, content in contents.items():
+        write_whole(folder / name, content)
     return folder
 
 

@@ -49,13 +49,14 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The mean over seeds, None where all failed; its interval where there are two or more; how many failed."""
+    """The mean over seeds, None where all failed; its interval where there are two or more; what was counted."""
 
     mean: float | None
     low: float | None
     high: float | None
     seeds: int
     failed: int
+    sites: int
 
 
 def table(lines: Iterable[Line], layout: Layout, interval: Interval) -> str:
@@ -137,7 +138,9 @@ def _entry(measured: Sequence[Line], lost: Sequence[Line], layout: Layout, inter
         by_seed[line["seed"]][line["site"]] = line["value"]
     values = [fmean(sites.values()) for sites in by_seed.values()]
     low, high = interval(values) if len(values) > 1 else (None, None)
-    return Entry(fmean(values) if values else None, low, high, len(values), len({line["seed"] for line in lost}))
+    sites = max(map(len, by_seed.values()), default=0)
+    failed = len({line["seed"] for line in lost})
+    return Entry(fmean(values) if values else None, low, high, len(values), failed, sites)
 
 
 def _clear_winner(entries: Mapping[Place, Entry], col: str) -> Place | None:
@@ -177,10 +180,12 @@ def _number(mean: float, half: float | None, *, bold: bool) -> str:
 def _note(entries: Mapping[Place, Entry], layout: Layout, *, same: bool) -> str:
     seeds = max(entry.seeds for entry in entries.values())
     over = f"{seeds} seeds" if same else "n seeds"
+    sites = max(entry.sites for entry in entries.values())
     parts = [
         "; ".join(
             escape(text) for text in (layout.metric, *(f"{name} {value}" for name, value in layout.where.items()))
         ),
+        *([f"each seed the mean of its sites, up to {sites}"] if sites > 1 else []),
         "one seed, no interval" if seeds == 1 else rf"mean $\pm$ 95\,\% interval over {over}",
         *([r"$\dagger$ other seeds failed"] if any(entry.failed for entry in entries.values()) else []),
         *(["bold: lowest, its interval below all others"] if layout.ranked else []),

@@ -1,15 +1,15 @@
 """A finished run as a value: its cells, its records as flat rows, its failures, its manifest."""
 
-import re
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from fnmatch import translate
+from functools import cache, partial
 from html import escape
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from qbench.names import matches
 from qbench.results import origin
 from qbench.results.lines import RECORDS, scan
 from qbench.results.record import STATUSES, Attempt, Closing
@@ -49,7 +49,7 @@ class Row(TypedDict):
 
 
 class Where(TypedDict, total=False):
-    """What to keep: `site` is a pattern such as `blocks.*.out`, everything else is compared as it is."""
+    """What to keep: `site` is a pattern, `blocks.*.out` or `blocks.**`, everything else is compared as it is."""
 
     suite: str | None
     arm: str | None
@@ -84,12 +84,13 @@ class Run:
         """Every number measured as a flat row; keep those that match all of `where`, where None matches everything."""
         _refuse_unknown(where)
         equal = {name: value for name, value in where.items() if value is not None and name not in ("site", "metric")}
-        site = re.compile(translate(where.get("site") or "*"))
+        pattern = where.get("site") or "**"
+        selected = cache(partial(matches, pattern))  # a run has many records and few sites
         return (
             row
             for attempt in self.cells.values()
             for row in rows(attempt, where.get("metric"))
-            if site.match(row["site"]) and all(row[name] == value for name, value in equal.items())
+            if selected(row["site"]) and all(row[name] == value for name, value in equal.items())
         )
 
     def frame(self, **where: Unpack[Where]) -> Any:
@@ -111,7 +112,10 @@ class Run:
         found = [cell for cell in self.cells if cell.startswith(start)]
         if len(found) != 1:
             some = f"{len(found)} cells start" if found else "no cell starts"
-            raise NoSuchCell(f"{some} with {start!r} in {self.folder}, which holds {len(self.cells)} cells")
+            raise NoSuchCell(
+                f"{some} with {start!r} in {self.folder}, which holds {len(self.cells)} cells; "
+                f"`qbench show {self.folder}` lists them"
+            )
         return self.cells[found[0]]
 
     def only(self, cells: Container[str]) -> "Run":
@@ -159,6 +163,12 @@ def read(folder: str | Path) -> Run:
     return Run(
         folder=folder, cells=log.attempts, manifest=manifest, superseded=log.superseded, unfinished=log.unfinished
     )
+
+
+def opened(folder: str | Path, *, everything: bool = False) -> Run:
+    """The cells that the last session's suite has; with `everything`, those of earlier suites and profiles too."""
+    run = read(folder)
+    return run if everything else run.current
 
 
 def rows(attempt: Attempt, metric: str | None = None) -> Iterator[Row]:

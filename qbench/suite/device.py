@@ -1,8 +1,10 @@
 """Which device and which torch a run would use, found out without importing torch."""
 
 import ctypes
+import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import cycle
 from typing import Literal
 
 Choice = Literal["auto", "cpu", "cuda"]
@@ -23,6 +25,19 @@ class Device:
     kind: Literal["cpu", "cuda"]
     cls: str
     count: int = 1
+
+    def slots(self, workers: int) -> list[dict[str, str]]:
+        """The environment of each of so many workers: on GPUs, which of them it sees, in turn.
+
+        >>> Device("cuda", "cuda:X", count=2).slots(3)[2] == Device("cuda", "cuda:X", count=2).slots(3)[0]
+        True
+        """
+        if self.kind == "cpu":
+            return [{} for _ in range(workers)]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.count)))
+        return [
+            {"CUDA_VISIBLE_DEVICES": gpu} for gpu, _ in zip(cycle(visible.split(",")), range(workers), strict=False)
+        ]
 
 
 def find(choice: Choice) -> Device:

@@ -17,6 +17,9 @@ from typing import Any
 
 LOG_LINES = 40
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# The second is what torch asks for where cuBLAS shall give the same sums twice.
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+Slot = Mapping[str, str]  # what one of the workers that run at once has in its environment of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,8 @@ class Message:
 class Worker:
     """One process that answers one task; its messages go to a queue, in order, ending in "end" or "died"."""
 
-    def __init__(self, number: int, task: Mapping[str, Any], queue: "SimpleQueue[Message]") -> None:
+    def __init__(self, number: int, task: Mapping[str, Any], slot: Slot, queue: "SimpleQueue[Message]") -> None:
+        self.slot = slot
         self._number, self._queue = number, queue
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         # -P and the parent's own search path: a queue.py in the user's folder is not the standard library's.
@@ -42,7 +46,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=os.environ | dict.fromkeys(ONE_THREAD, "1") | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": search},
+            env={**os.environ, **dict.fromkeys(ONE_THREAD, "1"), **ENVIRONMENT, "PYTHONPATH": search, **slot},
         )
         self._stderr = Thread(target=self._keep_log, daemon=True)
         self._stderr.start()
@@ -102,20 +106,22 @@ def _reason(code: int, log: Sequence[str]) -> str:
     return f"the worker exited with code {code} before it had answered{last}"
 
 
-def work(tasks: Sequence[Mapping[str, Any]], workers: int) -> Generator[Message, None, None]:
-    """Run every task, at most `workers` at once; yield messages as they come. Closing the generator stops all."""
+def work(tasks: Sequence[Mapping[str, Any]], slots: Sequence[Slot]) -> Generator[Message, None, None]:
+    """Run every task, one in each slot at a time; yield messages as they come. Closing the generator stops all."""
     queue: SimpleQueue[Message] = SimpleQueue()
     waiting = deque(enumerate(tasks))
-    running: dict[int, Worker] = {}
+    free, running = list(slots), dict[int, Worker]()
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
+            while waiting and free:
                 number, task = waiting.popleft()
-                running[number] = Worker(number, task, queue)
+                running[number] = Worker(number, task, free.pop(0), queue)
             message = queue.get()
             yield message
             if message.event in ("end", "died"):
-                running.pop(message.task).join()
+                worker = running.pop(message.task)
+                worker.join()
+                free.append(worker.slot)
     finally:
         for worker in running.values():
             worker.stop()

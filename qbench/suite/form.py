@@ -189,6 +189,7 @@ class SuiteForm(Form):
     suite: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")] = ""
     version: Count = 1
     question: Text = ""
+    note: Annotated[str, Field(max_length=1000)] = ""
     params: dict[str, Annotated[Any, AfterValidator(_scalar)]] = {}
     seeds: Seeds = (0,)
     data: Word = "stdlib"

@@ -1,7 +1,7 @@
 """Cells about quality: what a model loses when some of its tensors are quantized, window by window."""
 
 from collections.abc import Generator, Mapping, Sequence
-from math import isfinite
+from math import isfinite, nan
 from time import perf_counter
 
 import numpy as np
@@ -93,7 +93,7 @@ def _loss_record(
         "loss": mean,
         "bits_per_byte": bits_per_byte(mean),
         "error_rate": scored.error_rate,
-        "floor/window": float(scored.losses.std(ddof=1) / len(scored.losses) ** 0.5),
+        "floor/window": _standard_error(scored.losses),
         **evidence,
     }
     intervals = {"loss": (low, high)}
@@ -101,7 +101,7 @@ def _loss_record(
         paired = scored.losses - reference.losses
         increase, *bounds = mean_interval(paired.tolist())
         values["loss_increase"] = increase
-        values["floor/window"] = float(paired.std(ddof=1) / len(paired) ** 0.5)
+        values["floor/window"] = _standard_error(paired)
         intervals["loss_increase"] = (bounds[0], bounds[1])
     kind, quantizer = _single(treatment.assign)
     return Record(
@@ -114,6 +114,11 @@ def _loss_record(
         intervals=intervals,
         n=len(scored.losses),
     )
+
+
+def _standard_error(each: np.ndarray) -> float:
+    """Of the mean; NaN for a single value: it has no spread."""
+    return float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else nan
 
 
 def _single(assign: Mapping[str, str]) -> tuple[str, str]:

@@ -19,12 +19,12 @@ from qbench.models.transformer import Transformer, build
 from qbench.results.files import make_folder
 from qbench.suite.cache import Entry
 from qbench.suite.cells import Cell
+from qbench.suite.value import TUNING_WINDOWS
 from qbench.train.fit import fit
 from qbench.train.spec import TrainingSpec
 
 Log = list[dict[str, Any]]
 Progress = Callable[[int, int], None]
-TUNING_WINDOWS = 32  # for the validation loss during training
 SHAPE_WINDOWS = 8  # for the kurtosis during training
 POINTS = 10  # validation losses along a training
 

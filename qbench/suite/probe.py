@@ -27,6 +27,7 @@ Values = dict[str, float]
 
 def sweep(x: Tensor, quantizers: Iterable[str], channel_axis: int = -1) -> dict[str, Values]:
     """The error metrics of every quantizer over one tensor, of any shape, with `bits_per_value` beside them."""
+    quantizers = [quantizers] if isinstance(quantizers, str) else quantizers  # its letters are no quantizers
     sums = sweep_sums(x, quantizers, channel_axis)
     return {name: _error_values(name, one, tuple(x.shape), channel_axis) for name, one in sums.items()}
 

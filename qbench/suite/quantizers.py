@@ -29,7 +29,7 @@ def names(entries: tuple[Quantizers, ...], findings: Findings, path: Path) -> tu
             try:
                 name = str(make())
             except QuantizerName as error:
-                findings.add((*path, i), str(error))
+                findings.add((*path, i), str(error) + _several(entry))
                 continue
             if name in found:
                 findings.add((*path, i), f"{name} is given twice")
@@ -44,6 +44,11 @@ def name(text: str, findings: Findings, path: Path) -> str:
     except QuantizerName as error:
         findings.add(path, str(error))
         return text
+
+
+def _several(entry: Quantizers) -> str:
+    names = [name.strip() for name in (entry.name or "").split(",")]
+    return f"; if these are {len(names)} quantizers, write a list: [{', '.join(names)}]" if len(names) > 1 else ""
 
 
 def _makers(entry: Quantizers) -> Iterator[Callable[[], QuantizerSpec]]:

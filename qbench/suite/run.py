@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qbench.data import catalog as data
+from qbench.data.text import BadData, Corpus
 from qbench.names import UnknownName
 from qbench.results import evidence, origin
 from qbench.results.record import Closing, Record, Status
@@ -19,6 +20,7 @@ from qbench.suite.cells import Cell, Environment, expand, groups
 from qbench.suite.device import Choice, Device, find, torch_version
 from qbench.suite.engine import Message, work
 from qbench.suite.schema import Suite, load
+from qbench.suite.value import TUNING_WINDOWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ class Cost:
     def shares(self) -> dict[str, float]:
         names = ("training_cpu_seconds", "measuring_cpu_seconds", "startup_cpu_seconds")
         seconds = {name: round(float(getattr(self, name)), 2) for name in names}
-        return {**seconds, "models_trained": self.trained, "worker_peak_rss_bytes": self.peak_rss}
+        return {**seconds, "models_trained": self.trained, "peak_rss_bytes": self.peak_rss}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,14 @@ class Step:
 
 
 def plan(suite: Suite, out: Path, device: Device, workers: int, plugin_files: Sequence[Path] = ()) -> Plan:
-    """Expand `suite` and look up what `out` already holds; reads files, writes nothing."""
+    """Expand `suite` and look up what `out` already holds; reads files, writes nothing.
+
+    Raises BadData where the text has fewer windows than are asked for: better now than after the training.
+    """
+    corpus = data.load(suite.data)
+    _check_windows(suite, corpus)
     environment = Environment(
-        data_digest=data.digest(suite.data),
+        data_digest=corpus.digest,
         torch_version=torch_version(),
         device=device.cls,
         plugins_digest=plugins.digest(plugin_files),
@@ -102,6 +109,19 @@ def plan(suite: Suite, out: Path, device: Device, workers: int, plugin_files: Se
     return Plan(
         suite=suite, out=out, device=device, workers=workers, cells=cells, done=done, plugin_files=tuple(plugin_files)
     )
+
+
+def _check_windows(suite: Suite, corpus: Corpus) -> None:
+    asked = [("evaluate", suite.evaluate.windows, suite.evaluate.split)]
+    asked += [(f"tensors of kind {t.kind}", t.windows, t.split) for t in suite.tensors if t.split]
+    context = max(arm.model.context for arm in suite.arms)
+    for what, windows, split in [*asked, ("training", 1, "train"), ("training", TUNING_WINDOWS, "tune")]:
+        there = max(0, len(getattr(corpus, split)) - context)
+        if windows > there:
+            raise BadData(
+                f"{what} wants {windows} windows of {context} tokens from the {split} split of {suite.data_name}, "
+                f"which has {there}; ask for fewer, or give more text or a shorter context"
+            )
 
 
 def execute(plan: Plan, cost: Cost, options: Mapping[str, Any]) -> Generator[Step, None, None]:
@@ -126,7 +146,7 @@ def _asked(plan: Plan, options: Mapping[str, Any]) -> origin.Asked:
         suite=suite.text,
         cells=[cell.id for cell in plan.cells],
         options=options,
-        seeds=sorted({cell.seed for cell in plan.cells}),
+        seeds=sorted({cell.seed for cell in plan.cells if cell.training is not None}),
         data={suite.data_name: plan.data_digest},
         device=plan.device.cls,
         gpus=[plan.device.cls.partition(":")[2]] if plan.device.kind == "cuda" else [],
@@ -138,7 +158,7 @@ def _answers(plan: Plan, store: Store, cost: Cost) -> Generator[Step, None, None
     names = [f"{group[0].arm}/{group[0].seed}" for group in open_groups]
     pending = [{cell.id: cell for cell in group if cell.id not in plan.done} for group in open_groups]
     tasks = [_task(plan, group, wanted) for group, wanted in zip(open_groups, pending, strict=True)]
-    messages = work(tasks, plan.workers)
+    messages = work(tasks, plan.device.slots(plan.workers))
     try:
         for message in messages:
             name, wanted = names[message.task], pending[message.task]

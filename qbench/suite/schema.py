@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from qbench.names import suggestion
+from qbench.data.catalog import split
+from qbench.names import UnknownName
 from qbench.suite import effects, grid, measured, overlay, quantizers
 from qbench.suite.document import LARGEST_FILE, Node, parse
 from qbench.suite.explain import checked
@@ -19,7 +20,6 @@ from qbench.suite.value import Budget, Evaluate, Suite
 __all__ = ["BadSuite", "Suite", "load"]
 
 Override = tuple[str, str]
-DATA = ("stdlib", "text:PATH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,7 @@ def _suite(findings: Findings, file: _File) -> Suite | None:
         name=form.suite,
         version=form.version,
         question=form.question,
+        note=form.note,
         params=form.params,
         data=_data(form.data, findings, file),
         arms=arms,
@@ -156,14 +157,20 @@ def _count_treatments(entry: TreatmentEntry) -> int:
 
 def _data(name: str, findings: Findings, file: _File) -> str:
     """The data's name with an absolute path; a path in the file starts from the file, one in --set from here."""
-    kind, _, path = name.partition(":")
-    if name == "stdlib":
+    try:
+        row, path = split(name)
+    except UnknownName as error:
+        there = name and os.path.exists(_from_suite(name, findings, file))
+        findings.add(("data",), f"{error}; write text:{name} for that path" if there else str(error))
         return name
-    if kind != "text" or not path:
-        findings.add(("data",), f"no data {name!r}{suggestion(name, DATA)} known: {', '.join(DATA)}")
+    if not path:
         return name
-    mark, _ = findings.place(("data",))
-    found = os.path.abspath(os.path.join("." if mark.line == 0 else file.path.parent, path))
+    found = _from_suite(path, findings, file)
     if not os.path.exists(found):
         findings.add(("data",), f"no file or folder {path!r}; a path starts from the folder of the suite")
-    return f"text:{found}"
+    return row.removesuffix("PATH") + found
+
+
+def _from_suite(path: str, findings: Findings, file: _File) -> str:
+    mark, _ = findings.place(("data",))
+    return os.path.abspath(os.path.join("." if mark.line == 0 else file.path.parent, path))

@@ -14,6 +14,7 @@ Scalar = str | int | float | bool | None
 
 CALIBRATION = "calibration"  # the arm, and its model, of tensors with known moments
 UNQUANTIZED = "unquantized"  # the treatment that quantizes nothing
+TUNING_WINDOWS = 32  # of the tune split, for the validation loss during training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +100,14 @@ class Suite:
     """A question about models and quantizers, checked and ready to be expanded into cells.
 
     `data` is a name that `data.catalog` loads, with an absolute path where it has one; `data_name` is what may be
-    stored and printed. `treatments` begins with the empty one. `path` is the file's name without its folder, `text`
-    its source before profile and overrides.
+    stored and printed. `note` is what a reader of the page must know beside the answer. `treatments` begins with the
+    empty one. `path` is the file's name without its folder, `text` its source before profile and overrides.
     """
 
     name: str
     version: int
     question: str
+    note: str
     params: Mapping[str, Scalar]
     data: str
     arms: tuple[Arm, ...]

@@ -86,6 +86,8 @@ def main() -> None:
     task: Mapping[str, Any] = json.loads(sys.stdin.buffer.readline())
     follow_parent()
     torch.set_num_threads(1)
+    if task["device"] == "cuda":  # on a CPU with one thread, sums have one order anyway
+        torch.use_deterministic_algorithms(mode=True)
     install([Path(plugin) for plugin in task["plugins"]])
     startup = process_time()
     group = [Cell.from_json(raw) for raw in task["cells"]]
