@@ -25,7 +25,7 @@ inline F all(float x) { return x - F{}; }  // not plus: -0.0 + 0.0 is not -0.0, 
 inline I all(int32_t x) { return x - I{}; }
 
 #if defined(__AVX512F__)
-inline F round_even(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
+inline F round_even(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F larger(F a, F b) { return _mm512_max_ps(a, b); }
 inline F smaller(F a, F b) { return _mm512_min_ps(a, b); }
 inline F fused(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
