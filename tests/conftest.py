@@ -1,6 +1,7 @@
 """Options and fixtures that all tests share."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from tiny import Bench
 from qbench.cli.main import main
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compiled once, and not anew in the empty cache of every test.
+os.environ.setdefault("QBENCH_KERNELS", str(Path(tempfile.gettempdir()) / f"qbench-kernels-{os.getuid()}"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,7 +21,7 @@ PLUGIN = """
 from __future__ import annotations
 from dataclasses import dataclass
 from qbench.quant.catalog import Row
-from qbench.quant.spec import parse
+from qbench.quant.spelling import parse
 
 @dataclass
 class Size:  # where a plugin's module cannot be looked up, this fails
