@@ -206,11 +206,12 @@ def on_gpu() -> None:
             rows.append({"dtype": str(dtype), "values": 2**power, "what": "copy", "formats": 0, "seconds": copy})
             for count in (1, 12):
                 specs = [parse(name) for name in FORMATS[count]]
-                out = gpu.buffers(*x.shape, len(specs), device)
-                seconds = _cuda_seconds(lambda x=x, s=specs, o=out: (o.zero_(), gpu.launch(x, s, o)))
+                job = gpu.Job(x, specs)
+                out = job.buffers()
+                seconds = _cuda_seconds(lambda job=job, out=out: (out.zero_(), job.launch(out)))
                 bandwidth = copy / seconds  # a copy moves the tensor twice, and so do the two kernels
-                # 21 instructions for each value of each format (PTX of sm_90), 128 lanes a cycle.
-                cycles = 2**power * (21 * count + 20) / 128 / properties.multi_processor_count
+                # Instructions for each value, of each format and of the moments (PTX of sm_90); 128 lanes a cycle.
+                cycles = 2**power * (20 * count + 50) / 128 / properties.multi_processor_count
                 issue = cycles / (getattr(properties, "clock_rate", 1.98e6) * 1e3) / seconds
                 rows.append(
                     {"dtype": str(dtype), "values": 2**power, "what": "qbench", "formats": count, "seconds": seconds,

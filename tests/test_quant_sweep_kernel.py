@@ -1,7 +1,6 @@
 """The compiled kernel: fused or plain, with and without vector units, with and without a compiler, long and wide."""
 
 import ctypes
-import os
 import subprocess
 import sys
 import warnings
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from qbench.metrics import shape as shapes
 from qbench.quant import fused, native
-from qbench.quant import sweep as sweeping
 from qbench.quant.catalog import QUANTIZERS
 from qbench.quant.moments import moments
 from qbench.quant.plain import Source
@@ -60,7 +58,7 @@ def test_every_way_to_compile_it_gives_the_same_numbers(
     if flags != ("-march=native",):
         monkeypatch.setattr(native, "FLAGS", ("-O0", *native.FLAGS[1:]))  # compiles in a fraction of the time
     library = native.load(native.build(flags))
-    monkeypatch.setattr(sweeping, "kernel", lambda: library)
+    monkeypatch.setattr(native, "kernel", lambda: library)
     x = skewed(70, 300)
     names = [name for name, row in QUANTIZERS.items() if fused.obstacle(row.spec) is None]
     source = Source(x, -1)
@@ -170,66 +168,3 @@ def test_structures_are_laid_out_as_c_does(fields: type[ctypes.Structure]) -> No
         pytest.skip("no compiler")
     which = [native.Job, native.Format, native.Scan].index(fields)
     assert library.qbench_size(which) == ctypes.sizeof(fields)
-
-
-GPU = """
-import os
-import torch
-from qbench.quant import gpu
-from qbench.quant.moments import moments
-from qbench.quant.plain import Source
-from qbench.quant.quantizer import build
-x = torch.randn(70, 300, generator=torch.Generator().manual_seed(0)) ** 3
-x[x.abs() < 1e-3] = 0
-x[5] = 0
-quantizers = [build(f"int{b}/{g}") for b in (3, 8) for g in ("tensor", "token", "block:32", "block:64")]
-assert all(gpu.fits(q.spec) for q in quantizers)
-out = gpu.buffers(70, 300, len(quantizers), x.device)
-for _ in range(2):  # buffers are used again, as in a graph
-    out.zero_()
-    gpu.launch(x, [q.spec for q in quantizers], out)
-source = Source(x, -1)
-close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
-close(out.signal, source.signal)
-for k, q in enumerate(quantizers):
-    plain = source.sums(q)
-    close(out.error[k], plain.error_C)
-    close(float(out.largest[k]) ** 0.5, plain.max_error)
-    assert int(out.nonzero[0] - out.nonzero[1 + k]) == plain.zeroed
-for powers, total, n, dim in ((out.column_powers, out.column_sum, 70, 0), (out.row_powers, out.row_sum, 300, 1)):
-    found, right = gpu.moments_of(powers, total, n), moments(x.double(), dim)
-    for name in ("mean", "m2", "m3", "m4"):
-        a, b = getattr(found, name), getattr(right, name)
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().mean()))
-"""
-
-
-def test_the_triton_kernels_do_the_same_under_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", GPU], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_the_triton_kernels_compile_for_a_gpu_with_wide_loads() -> None:
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from qbench.quant import gpu
-
-    types = {"x": "*fp32", "peak": "*fp32", "row_peak": "*fp32", "row_sum": "*fp64", "column_sum": "*fp64"}
-    types |= {"rows": "i32", "width": "i32"}
-    results = dict.fromkeys(("signal", "error", "row_powers", "column_powers"), "*fp64")
-    constants = {"BLOCKS": (-1, 0, 32), "TOPS": (7.0, 7.0, 7.0), "ROWS": gpu.ROWS, "COLUMNS": gpu.COLUMNS}
-    for kernel in (gpu.ranges, gpu.losses):
-        names = kernel.arg_names
-        signature = {n: (types | results | {"largest": "*fp32", "nonzero": "*i64"}).get(n, "constexpr") for n in names}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n] != "constexpr"}
-        values = {(names.index(n),): value for n, value in constants.items() if n in names}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
-        assembly = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
-        assert "v4.b32" in assembly, "16 bytes at a time"
-        assert "st.local" not in assembly, "nothing is spilled"

@@ -107,11 +107,11 @@ def swept(x: Tensor, quantizers: Iterable[str], channel_axis: int = -1) -> tuple
 
 def _plainly(x: Tensor, x_STC: Tensor) -> ShapeSums:
     values_STC = x_STC.double()
-    channels_C = moments(values_STC.flatten(0, 1), dim=0)
+    channels_C = moments(values_STC.flatten(0, 1), dim=0).cpu()
     _check_finite(x, channels_C)
     tokens = _Tokens(x_STC.shape[1])
     rows = moments(values_STC.flatten(0, 1), dim=-1)
-    tokens.see(Rows(0, rows, x_STC.abs().amax(-1).flatten()))
+    tokens.see(Rows(0, rows.cpu(), x_STC.abs().amax(-1).flatten().cpu()))
     return _sums(channels_C, tokens.means, tokens.largest, x_STC)
 
 

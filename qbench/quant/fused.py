@@ -48,10 +48,9 @@ def obstacle(spec: QuantizerSpec) -> str | None:
 
 
 def unfit(x: Tensor, channel_axis: int) -> str | None:
-    """Why the kernel does not measure a tensor at all; None where it does."""
+    """Why no kernel measures a tensor at all; None where one may."""
     axis = channel_axis % max(x.ndim, 1)
     reasons = (
-        (x.device.type != "cpu", f"on {x.device.type}"),
         (x.dtype not in DTYPES, str(x.dtype).removeprefix("torch.")),
         (not x.numel(), "empty"),
         (not x.is_contiguous(), "not contiguous"),
@@ -60,6 +59,29 @@ def unfit(x: Tensor, channel_axis: int) -> str | None:
         (axis == 0 and x.ndim == 2 and len(x) > MAX_WIDTH, f"more than {MAX_WIDTH} channels"),
     )
     return next((reason for applies, reason in reasons if applies), None)
+
+
+def out_of_range(dtype: torch.dtype, peak: float) -> str | None:
+    """Why float32 sums would not do for a tensor with this largest magnitude."""
+    if not squares_fit(peak):
+        return "squares leave the range of float32"
+    return "levels may leave the range of float16" if dtype == torch.float16 and peak >= 2**14 else None
+
+
+def measure(
+    x: Tensor, channel_axis: int, quantizers: Sequence[Quantizer], see: Callable[[Rows], None] | None
+) -> Table | str:
+    """One pass over `x` for all `quantizers`, which have no `obstacle`; or why it cannot be had. Raises NonFinite."""
+    reason = f"on {x.device.type}" if x.device.type != "cpu" else unfit(x, channel_axis)
+    if reason is not None:
+        return reason
+    library = native.kernel()
+    if library is None:
+        return "no compiled kernel"
+    power = any(q.spec.rule == "rms" and q.spec.granularity == "tensor" for q in quantizers)
+    found = scan(x, channel_axis, library, power=power)
+    reason = out_of_range(x.dtype, found.peak)
+    return reason or fused(found, quantizers, x.shape[-2] if x.ndim > 1 else 1, see)
 
 
 @dataclass(frozen=True)
@@ -76,14 +98,6 @@ class Pass:
     @property
     def peak(self) -> float:
         return max(-self.low, self.high)
-
-    @property
-    def obstacle(self) -> str | None:
-        """Why float32 sums would not do for this tensor."""
-        if not squares_fit(self.peak):
-            return "squares leave the range of float32"
-        halves = self.x.dtype == torch.float16 and self.peak >= 2**14
-        return "levels may leave the range of float16" if halves else None
 
 
 def scan(x: Tensor, channel_axis: int, kernel: ctypes.CDLL, *, power: bool) -> Pass:

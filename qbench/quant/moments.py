@@ -26,6 +26,9 @@ class Moments:
         """The same entries in another shape."""
         return Moments(self.n, *(part.view(shape) for part in (self.mean, self.m2, self.m3, self.m4)))
 
+    def cpu(self) -> "Moments":
+        return Moments(self.n, *(part.cpu() for part in (self.mean, self.m2, self.m3, self.m4)))
+
     @property
     def varies(self) -> Tensor:
         """Where there is any spread, and so a kurtosis; boolean."""
