@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
@@ -125,12 +126,10 @@ def plainly(x: Tensor, names: Sequence[str]) -> None:
 def measure(dtype: torch.dtype, power: int) -> Iterator[Row]:
     values = 2**power
     x = torch.randn(values // WIDTH, WIDTH, generator=torch.Generator().manual_seed(0)).to(dtype)
-    y = torch.empty_like(x)
     repeats = 9 if power <= 24 else 4
     read = best(lambda: x.view(torch.float32).sum(), 2 * repeats)
     yield _row(x, "read", 0, read, read)
-    yield _row(x, "copy", 0, best(lambda: y.copy_(x), repeats), read)
-    del y
+    yield _row(x, "copy", 0, best(partial(torch.empty_like(x).copy_, x), repeats), read)
     for count, names in FORMATS.items():
 
         def run(names: Sequence[str] = names) -> None:

@@ -18,6 +18,7 @@ from qbench.capture.write import quantized
 from qbench.data.synthetic import DISTRIBUTIONS, calibration
 from qbench.evaluate.likelihood import likelihood
 from qbench.models.transformer import Transformer
+from qbench.quant.blocks import NonFinite
 from qbench.quant.catalog import QUANTIZERS
 from qbench.quant.quantizer import build
 from qbench.results.record import Record
@@ -238,3 +239,16 @@ def test_weights_of_a_tally_have_a_scale_for_each_output() -> None:
     scale = w.detach().double().abs().amax(1, keepdim=True) / 7
     error = ((w / scale).round() * scale - w).square().sum() / w.double().square().sum()
     assert record.values["error_db"] == pytest.approx(10 * log10(error.item()), abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [True, False], ids=["with shapes", "errors only"])
+def test_a_value_that_is_not_finite_is_reported_with_its_site_and_count(shape: bool) -> None:
+    there = subject()
+    with torch.no_grad():
+        there.model.weights()["blocks.1.mlp.pre"][0, 0] = float("nan")
+    tally = Tally("activation", ["int4/token"], shape=shape)
+    with pytest.raises(NonFinite, match=r"^blocks\.1\.mlp\.pre: .*\d+ of \d+ values are NaN or infinite"):
+        read.activations(there.model, there.model.sites(), [there.windows("test", 4)[:, :-1]], tally.visit)
+    place = {"blocks.1.mlp.hidden": (there.model.sites()["blocks.1.mlp.hidden"], build("int4/token"))}
+    with pytest.raises(NonFinite, match=r"^activation:blocks\.1\.mlp\.hidden: "), quantized(place, {}):
+        there.model(there.windows("test", 4)[:, :-1])

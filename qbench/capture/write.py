@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from qbench.quant.blocks import at
 from qbench.quant.quantizer import Quantizer
 from qbench.quant.straight import fake
 
@@ -107,7 +108,8 @@ class _Hook:
     def __call__(self, _module: nn.Module, _inputs: object, x: object) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"{self.name} gives a {type(x).__name__}, not one floating-point tensor")
-        y = fake(x, self.forward, self.backward)
+        with at(f"activation:{self.name}"):
+            y = fake(x, self.forward, self.backward)
         if self.forward is not None:
             self.engagement.note(f"activation:{self.name}", self.forward, x, y)
         if self.backward is not None and y.requires_grad:
@@ -126,7 +128,7 @@ def _replaced(
     name: str, parameter: nn.Parameter, quantizer: Quantizer, engagement: Engagement
 ) -> Generator[None, None, None]:
     original = parameter.detach().clone()
-    with torch.no_grad():
+    with torch.no_grad(), at(name):
         copy = quantizer.roundtrip(original)
         engagement.note(name, quantizer, original, copy)
         parameter.copy_(copy)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qbench.quant.blocks import NonFinite
 from qbench.quant.moments import Moments, moments, pool
 from qbench.quant.moments import merge as merge_moments
 from qbench.quant.sweep import Rows, Table, sweep
@@ -192,7 +193,7 @@ def _check_finite(x: Tensor, measured: Moments) -> None:
         return
     bad = int((~x.isfinite()).sum().item())
     what = f"{bad} of {x.numel()} values are NaN or infinite" if bad else "its fourth powers overflow float64"
-    raise ValueError(f"a tensor of shape {tuple(x.shape)} has no kurtosis: {what}")
+    raise NonFinite(f"a tensor of shape {tuple(x.shape)} has no kurtosis: {what}")
 
 
 def _max_to_median(x_NC: Tensor) -> Mean:

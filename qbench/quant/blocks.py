@@ -5,6 +5,8 @@ last two axes cut into (tiles, R, tiles, C); every range keeps the axes it reduc
 against `values` without a transposition or a copy.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -18,6 +20,21 @@ from qbench.quant.group import group, place
 
 class NonFinite(ValueError):
     """A tensor holds NaN or infinity, which no scale can follow."""
+
+
+@contextmanager
+def at(place: str) -> Generator[None, None, None]:
+    """Inside, a tensor that is not finite is reported with its place.
+
+    >>> with at("blocks.3.out"):
+    ...     raise NonFinite("2 of 8 values are NaN or infinite")
+    Traceback (most recent call last):
+    qbench.quant.blocks.NonFinite: blocks.3.out: 2 of 8 values are NaN or infinite
+    """
+    try:
+        yield
+    except NonFinite as error:
+        raise NonFinite(f"{place}: {error}") from error
 
 
 @dataclass(frozen=True)

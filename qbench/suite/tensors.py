@@ -12,6 +12,7 @@ from qbench.data.synthetic import calibration
 from qbench.evaluate.likelihood import next_token_loss
 from qbench.metrics.error import error_values
 from qbench.metrics.shape import ShapeSums, merge, swept
+from qbench.quant.blocks import at
 from qbench.quant.catalog import quantizer_spec
 from qbench.quant.expect import expected_error_db
 from qbench.quant.spec import bits_per_value
@@ -48,11 +49,12 @@ class Tally:
     def visit(self, site: str, x: Tensor) -> None:
         x = x.detach()
         self.tensor_shape.setdefault(site, tuple(x.shape))
-        if self.measure_shape:
-            table, sums = swept(x, self.quantizers, self.axis)
-            self.shapes[site] = merge(self.shapes[site], sums) if site in self.shapes else sums
-        else:
-            table = sweep(x, self.quantizers, self.axis)
+        with at(site):
+            if self.measure_shape:
+                table, sums = swept(x, self.quantizers, self.axis)
+                self.shapes[site] = merge(self.shapes[site], sums) if site in self.shapes else sums
+            else:
+                table = sweep(x, self.quantizers, self.axis)
         before = self.errors.get(site)
         self.errors[site] = {q: before[q].merge(e) for q, e in table.items()} if before else dict(table)
 
