@@ -69,6 +69,7 @@ def test_the_triton_kernels_compile_for_a_gpu_with_wide_loads() -> None:
         assert "fma.rn.f32" not in assembly, "products are rounded, as on the CPU"
 
 
+@pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("axis", [-1, 0])
@@ -82,6 +83,7 @@ def test_a_gpu_finds_what_the_cpu_finds(dtype: torch.dtype, axis: int) -> None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=0, msg=lambda m, n=name, f=field.name: f"{n} {f}: {m}")
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_a_graph_holds_the_kernels() -> None:
     job = gpu_pass.gpu.Job(torch.randn(70, 300, device="cuda"), SHARED)
