@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -49,9 +48,3 @@ def test_no_digest_of_what_is_not_a_number(value: object) -> None:
 def test_no_digest_of_what_json_would_change(value: object) -> None:
     with pytest.raises(TypeError):
         digest.of(value)
-
-
-def test_file_digest_is_that_of_its_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(bytes(range(256)) * 1000)
-    assert digest.of_file(path) == digest.of_bytes(path.read_bytes())

@@ -14,7 +14,6 @@ from qbench.stats.gaussian import (
     distortion,
     lloyd_max,
     optimal_uniform,
-    osp_kurtosis,
     rate_distortion_db,
 )
 
@@ -149,13 +148,3 @@ def test_sample_kurtosis_by_simulation(n: int) -> None:
     kurtosis = stats.kurtosis(x, axis=1)
     assert kurtosis.mean() == pytest.approx(mean, abs=5 * kurtosis.std() / sqrt(len(x)) + 1e-9)
     assert kurtosis.std() == pytest.approx(sd, rel=0.03, abs=1e-6)
-
-
-@pytest.mark.parametrize("width", [16, 40, 96, 384])
-def test_floor_of_the_clipped_kurtosis_by_simulation(width: int) -> None:
-    x = np.random.default_rng(2).standard_normal((4_000_000 // width, width))
-    clipped = np.maximum((x**4).mean(1) / x.var(1, ddof=1) ** 2 - 3, 0)
-    floor = osp_kurtosis(width)
-    assert floor is not None
-    assert floor == pytest.approx(clipped.mean(), abs=4 * clipped.std() / sqrt(len(x)) + 5e-4)
-    assert osp_kurtosis(15) is None

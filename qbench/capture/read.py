@@ -6,20 +6,12 @@ Nothing is kept: a visitor sees each tensor once, as it flows by, so that peak e
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 Visit = Callable[[str, Tensor], None]
 Loss = Callable[[nn.Module, Tensor], Tensor]
-
-
-class Sited(Protocol):
-    """A model whose places and matrices have names (`capture.sites`)."""
-
-    def sites(self) -> Mapping[str, nn.Module]: ...
-    def weights(self) -> Mapping[str, nn.Parameter]: ...
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 
@@ -27,12 +26,6 @@ def of(value: Any) -> str:
 def of_bytes(data: bytes) -> str:
     """64 hex digits of raw bytes."""
     return hashlib.sha256(data).hexdigest()
-
-
-def of_file(path: Path) -> str:
-    """The same as `of_bytes` of its content, read in pieces; OSError where it cannot be read."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_odd_keys(value: Any) -> None:
