@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qbench.capture import read
+from qbench.capture.place import as_places
+from qbench.capture.places import matrices as matrices_of
+from qbench.capture.places import places as places_of
 from qbench.capture.sites import all_sites
 from qbench.models.spec import Wiring
 from qbench.models.transformer import Transformer
@@ -27,7 +30,9 @@ def loss(model: nn.Module, windows: Tensor) -> Tensor:
 
 def seen_activations(model: Transformer, batches: list[Tensor], **places: nn.Module) -> list[tuple[str, Tensor]]:
     seen: list[tuple[str, Tensor]] = []
-    read.activations(model, places or model.sites(), batches, lambda site, x: seen.append((site, x.clone())))
+    read.activations(
+        model, as_places(places) or places_of(model), batches, lambda site, x: seen.append((site, x.clone()))
+    )
     return seen
 
 
@@ -77,7 +82,7 @@ def test_every_gradient_is_that_of_a_leaf_put_there_by_hand(wiring: Wiring) -> N
     model = small(wiring).double()
     windows = tokens(3, length=13)
     seen: dict[str, Tensor] = {}
-    read.gradients(model, model.sites(), [windows], loss, lambda site, g: seen.update({site: g.clone()}))
+    read.gradients(model, places_of(model), [windows], loss, lambda site, g: seen.update({site: g.clone()}))
     expected = gradients_by_hand(model, windows, list(model.sites()))
     assert set(seen) == set(expected)
     for site, gradient in seen.items():
@@ -99,7 +104,7 @@ def test_gradients_do_not_depend_on_which_other_places_are_watched(sites: list[s
     model = small("residual").double()
     windows = tokens(2, length=13)
     seen: dict[str, Tensor] = {}
-    places = {site: model.sites()[site] for site in sites}
+    places = {site: places_of(model)[site] for site in sites}
     read.gradients(model, places, [windows], loss, lambda site, g: seen.update({site: g.clone()}))
     expected = gradients_by_hand(model, windows, sites)
     assert set(seen) == set(sites)
@@ -110,14 +115,14 @@ def test_gradients_do_not_depend_on_which_other_places_are_watched(sites: list[s
 def test_gradients_are_found_where_a_notebook_has_switched_them_off() -> None:
     model, seen = small("residual"), set[str]()
     with torch.no_grad():
-        read.gradients(model, model.sites(), [tokens(2)], loss, lambda site, _: seen.add(site))
+        read.gradients(model, places_of(model), [tokens(2)], loss, lambda site, _: seen.add(site))
     assert seen == set(model.sites())
 
 
 def test_weights_are_the_parameters_without_their_graph() -> None:
     model = small("residual")
     seen: dict[str, Tensor] = {}
-    read.weights(model.weights(), lambda name, w: seen.update({name: w}))
+    read.weights(matrices_of(model), lambda name, w: seen.update({name: w}))
     own = dict(model.named_parameters())
     assert set(seen) == {name for name, parameter in own.items() if parameter.ndim == 2}
     assert all(torch.equal(w, own[name]) and not w.requires_grad for name, w in seen.items())
@@ -155,9 +160,9 @@ def test_the_model_is_given_back_as_it_was(what: str, batches: str, after: int) 
     given = [tokens(2), tokens(2)] if batches == "whole" else broken_batches()
     try:
         if what == "activations":
-            read.activations(model, model.sites(), given, breaking(after))
+            read.activations(model, places_of(model), given, breaking(after))
         else:
-            read.gradients(model, model.sites(), given, loss, breaking(after))
+            read.gradients(model, places_of(model), given, loss, breaking(after))
     except Tired:
         assert after < 1000 or batches == "broken"
     else:
@@ -185,9 +190,9 @@ def test_no_tensor_outlives_its_visit(what: str) -> None:
 
     batches = [tokens(2, length=13) for _ in range(5)]
     if what == "activations":
-        read.activations(model, model.sites(), [b[:, :-1] for b in batches], visit)
+        read.activations(model, places_of(model), [b[:, :-1] for b in batches], visit)
     else:
-        read.gradients(model, model.sites(), batches, loss, visit)
+        read.gradients(model, places_of(model), batches, loss, visit)
     assert 1 <= most <= 12, most  # a block's own tensors, while it works with them; there are 28 sites a batch
     assert [one for one in alive if one() is not None] == []
 
@@ -200,8 +205,8 @@ def tallied(layers: int, batches: int, quantizers: int, kind: str = "activation"
     tally = Tally(kind, names, shape=True)
     given = [tokens(16, length=13, seed=i) for i in range(batches)]
     run = {
-        "activation": partial(read.activations, model, model.sites(), [b[:, :-1] for b in given], tally.visit),
-        "gradient": partial(read.gradients, model, model.sites(), given, loss, tally.visit),
+        "activation": partial(read.activations, model, places_of(model), [b[:, :-1] for b in given], tally.visit),
+        "gradient": partial(read.gradients, model, places_of(model), given, loss, tally.visit),
     }
     return peak_bytes(run[kind])
 

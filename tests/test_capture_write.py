@@ -10,6 +10,9 @@ from by_hand import WIRINGS, small, tokens
 from torch import Tensor, nn
 
 from qbench.capture import read
+from qbench.capture.place import Matrix, Place
+from qbench.capture.places import matrices as matrices_of
+from qbench.capture.places import places as places_of
 from qbench.capture.write import Engagement, quantized
 from qbench.models.spec import Wiring
 from qbench.models.transformer import Transformer
@@ -19,16 +22,16 @@ every_wiring = pytest.mark.parametrize("wiring", WIRINGS)
 INT4, COARSE = build("int4/token"), build("int2/token")
 ROWS = build("int4/channel", channel_axis=0)
 
-Places = dict[str, tuple[nn.Module, Quantizer]]
-Matrices = dict[str, tuple[nn.Parameter, Quantizer]]
+Places = dict[str, tuple[Place, Quantizer]]
+Matrices = dict[str, tuple[Matrix, Quantizer]]
 
 
 def at_places(model: Transformer, names: Iterable[str], quantizer: Quantizer) -> Places:
-    return {name: (model.sites()[name], quantizer) for name in names}
+    return {name: (places_of(model)[name], quantizer) for name in names}
 
 
 def of_matrices(model: Transformer, names: Iterable[str], quantizer: Quantizer = ROWS) -> Matrices:
-    return {name: (model.weights()[name], quantizer) for name in names}
+    return {name: (matrices_of(model)[name], quantizer) for name in names}
 
 
 def logits_by_hand(model: Transformer, read: Tensor, quantizers: dict[str, Quantizer]) -> Tensor:
@@ -56,7 +59,7 @@ def test_only_the_named_place_and_what_follows_it_change(wiring: Wiring) -> None
 
     def all_activations() -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
-        read.activations(model, model.sites(), [batch], lambda site, x: seen.update({site: x.clone()}))
+        read.activations(model, places_of(model), [batch], lambda site, x: seen.update({site: x.clone()}))
         return seen
 
     before = all_activations()
@@ -219,14 +222,14 @@ def test_a_place_that_nothing_passes_is_a_warning() -> None:
     """Attention of torch never calls the module of its output projection."""
     attention = nn.MultiheadAttention(8, 2)
     x = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(0))
-    with quantized({"out_proj": (attention.out_proj, INT4)}, {}) as engagement:
+    with quantized({"out_proj": (Place(attention.out_proj), INT4)}, {}) as engagement:
         attention(x, x, x)
     assert engagement.warnings() == ("nothing passed through activation:out_proj",)
 
 
 def test_what_is_not_one_tensor_is_refused_by_name() -> None:
     lstm, ids = nn.LSTM(4, 4), nn.Flatten()
-    with quantized({"rnn": (lstm, INT4), "ids": (ids, INT4)}, {}):
+    with quantized({"rnn": (Place(lstm), INT4), "ids": (Place(ids), INT4)}, {}):
         with pytest.raises(TypeError, match="rnn gives a tuple, not one floating-point tensor"):
             lstm(torch.randn(2, 1, 4))
         with pytest.raises(TypeError, match="ids gives a Tensor, not one floating-point tensor"):
@@ -239,7 +242,7 @@ def test_what_is_not_one_tensor_is_refused_by_name() -> None:
 def test_the_copy_may_be_changed_in_place(name: str, kind: str) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 2))
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
-    place = {"0": (model[0], build(name))}
+    place = {"0": (Place(model[0]), build(name))}
     with quantized(place if kind == "forward" else {}, {}, place if kind == "backward" else {}) as engagement:
         model(x).sum().backward()
     assert len(engagement.places) == 1

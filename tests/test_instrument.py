@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from qbench.capture import read
+from qbench.capture.places import places
 from qbench.capture.sites import CALIBRATION_SITES
 from qbench.capture.write import quantized
 from qbench.data.synthetic import DISTRIBUTIONS, calibration
@@ -204,14 +205,14 @@ def test_an_outlier_channel_that_changes_no_function_is_found_where_it_is(wiring
 
 def _all(model: Transformer, windows: Tensor) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
-    read.activations(model, model.sites(), [windows[:, :-1]], lambda site, x: seen.update({site: x.clone()}))
+    read.activations(model, places(model), [windows[:, :-1]], lambda site, x: seen.update({site: x.clone()}))
     return seen
 
 
 def _moved(model: Transformer, site: str, quantizer: str, windows: Tensor) -> float:
     """How far the losses of single windows move, root mean square, when `site` is quantized."""
     plain = likelihood(model, windows)
-    with quantized({site: (model.sites()[site], build(quantizer))}, {}):
+    with quantized({site: (places(model)[site], build(quantizer))}, {}):
         scored = likelihood(model, windows)
     return float(np.sqrt(((scored.losses - plain.losses) ** 2).mean()))
 
@@ -248,7 +249,7 @@ def test_a_value_that_is_not_finite_is_reported_with_its_site_and_count(shape: b
         there.model.weights()["blocks.1.mlp.pre"][0, 0] = float("nan")
     tally = Tally("activation", ["int4/token"], shape=shape)
     with pytest.raises(NonFinite, match=r"^blocks\.1\.mlp\.pre: .*\d+ of \d+ values are NaN or infinite"):
-        read.activations(there.model, there.model.sites(), [there.windows("test", 4)[:, :-1]], tally.visit)
-    place = {"blocks.1.mlp.hidden": (there.model.sites()["blocks.1.mlp.hidden"], build("int4/token"))}
+        read.activations(there.model, places(there.model), [there.windows("test", 4)[:, :-1]], tally.visit)
+    place = {"blocks.1.mlp.hidden": (places(there.model)["blocks.1.mlp.hidden"], build("int4/token"))}
     with pytest.raises(NonFinite, match=r"^activation:blocks\.1\.mlp\.hidden: "), quantized(place, {}):
         there.model(there.windows("test", 4)[:, :-1])

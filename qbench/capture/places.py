@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from qbench.capture.place import Matrix, Place, as_matrices, as_places
 from qbench.capture.sites import Kind, near, resolve
 from qbench.models.transformer import Transformer
 from qbench.names import UnknownName, matches
@@ -12,22 +13,22 @@ from qbench.names import UnknownName, matches
 ITSELF = "model"  # the name of a model that is one leaf module
 
 
-def places(model: nn.Module) -> Mapping[str, nn.Module]:
-    """Site name -> the module whose output is the tensor of that site."""
+def places(model: nn.Module) -> Mapping[str, Place]:
+    """Site name -> where its tensor flows."""
     own = getattr(model, "sites", None)
     if callable(own):
-        return cast(Mapping[str, nn.Module], own())
+        return as_places(cast(Mapping[str, nn.Module], own()))
     leaf = {name: module for name, module in model.named_modules() if next(module.children(), None) is None}
-    return {name or ITSELF: module for name, module in leaf.items()}
+    return as_places({name or ITSELF: module for name, module in leaf.items()})
 
 
-def matrices(model: nn.Module) -> Mapping[str, nn.Parameter]:
+def matrices(model: nn.Module) -> Mapping[str, Matrix]:
     """Weight name -> matrix [out, in]; a foreign model's are named by their modules."""
     own = getattr(model, "weights", None)
     if callable(own):
-        return cast(Mapping[str, nn.Parameter], own())
+        return as_matrices(cast(Mapping[str, nn.Parameter], own()))
     found: dict[str, Any] = {name or ITSELF: getattr(m, "weight", None) for name, m in model.named_modules()}
-    return {name: weight for name, weight in found.items() if isinstance(weight, nn.Parameter) and weight.dim() == 2}
+    return as_matrices({name: w for name, w in found.items() if isinstance(w, nn.Parameter) and w.dim() == 2})
 
 
 def select(model: nn.Module, kind: Kind, pattern: str) -> tuple[str, ...]:

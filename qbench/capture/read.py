@@ -6,28 +6,27 @@ Nothing is kept: a visitor sees each tensor once, as it flows by, so that peak e
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from qbench.capture.place import Matrix, Place
 
 Visit = Callable[[str, Tensor], None]
 Loss = Callable[[nn.Module, Tensor], Tensor]
 
 
 @contextmanager
-def watching(places: Mapping[str, nn.Module], visit: Visit) -> Generator[None, None, None]:
+def watching(places: Mapping[str, Place], visit: Visit) -> Generator[None, None, None]:
     """While open, call `visit(site, x)` with every tensor that leaves one of `places`; unhooked also after an error."""
     with ExitStack() as hooks:
-        for name, module in places.items():
-
-            def see(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
-                visit(name, output)
-
-            hooks.enter_context(module.register_forward_hook(see))
+        for name, place in places.items():
+            hooks.enter_context(place.attach(partial(visit, name)))
         yield
 
 
-def activations(model: nn.Module, places: Mapping[str, nn.Module], batches: Iterable[Tensor], visit: Visit) -> None:
+def activations(model: nn.Module, places: Mapping[str, Place], batches: Iterable[Tensor], visit: Visit) -> None:
     """Run `model` on each batch of tokens [B, T] and show `visit` the tensor [B, T, C] of every place."""
     with torch.no_grad(), watching(places, visit):
         for tokens in batches:
@@ -35,7 +34,7 @@ def activations(model: nn.Module, places: Mapping[str, nn.Module], batches: Iter
 
 
 def gradients(
-    model: nn.Module, places: Mapping[str, nn.Module], batches: Iterable[Tensor], loss: Loss, visit: Visit
+    model: nn.Module, places: Mapping[str, Place], batches: Iterable[Tensor], loss: Loss, visit: Visit
 ) -> None:
     """Show `visit` the gradient of `loss(model, batch)` with respect to the activation of every place.
 
@@ -51,18 +50,18 @@ def gradients(
 
 
 @contextmanager
-def rooted(places: Mapping[str, nn.Module]) -> Generator[None, None, None]:
+def rooted(places: Mapping[str, Place]) -> Generator[None, None, None]:
     """Make what leaves each place require a gradient: in a frozen model the first ones reached are the roots.
 
     There can be many, such as queries, keys and values, none of which depends on another.
     """
 
-    def root(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
-        return None if output.requires_grad else output.detach().requires_grad_()
+    def root(x: Any) -> Tensor | None:
+        return None if x.requires_grad else x.detach().requires_grad_()
 
     with ExitStack() as hooks:
-        for module in places.values():
-            hooks.enter_context(module.register_forward_hook(root))
+        for place in places.values():
+            hooks.enter_context(place.attach(root))
         yield
 
 
@@ -79,7 +78,7 @@ def frozen(model: nn.Module) -> Generator[None, None, None]:
             parameter.requires_grad_(required)
 
 
-def weights(matrices: Mapping[str, nn.Parameter], visit: Visit) -> None:
+def weights(matrices: Mapping[str, Matrix], visit: Visit) -> None:
     """Show `visit` each matrix [out, in], detached."""
-    for name, parameter in matrices.items():
-        visit(name, parameter.detach())
+    for name, matrix in matrices.items():
+        visit(name, matrix.read())

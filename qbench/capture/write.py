@@ -5,8 +5,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from qbench.capture.place import Matrix, Place
 from qbench.quant.blocks import at
 from qbench.quant.quantizer import Quantizer
 from qbench.quant.straight import fake
@@ -69,9 +70,9 @@ class Engagement:
 
 @contextmanager
 def quantized(
-    places: Mapping[str, tuple[nn.Module, Quantizer]],
-    matrices: Mapping[str, tuple[nn.Parameter, Quantizer]],
-    gradients: Mapping[str, tuple[nn.Module, Quantizer]] | None = None,
+    places: Mapping[str, tuple[Place, Quantizer]],
+    matrices: Mapping[str, tuple[Matrix, Quantizer]],
+    gradients: Mapping[str, tuple[Place, Quantizer]] | None = None,
 ) -> Generator[Engagement, None, None]:
     """While open, activations, weights and gradients of the named places are their quantized copies.
 
@@ -83,29 +84,29 @@ def quantized(
     kinds = {"weight": matrices, "activation": places, "gradient": backward}
     engagement = Engagement(tuple(f"{kind}:{name}" for kind, names in kinds.items() for name in names))
     with ExitStack() as undo:
-        for name, (parameter, quantizer) in matrices.items():
-            undo.enter_context(_replaced(f"weight:{name}", parameter, quantizer, engagement))
+        for name, (matrix, quantizer) in matrices.items():
+            undo.enter_context(_replaced(f"weight:{name}", matrix, quantizer, engagement))
         for name in dict.fromkeys((*places, *backward)):
-            module = (places.get(name) or backward[name])[0]
+            place = (places.get(name) or backward[name])[0]
             hook = _Hook(name, _second(places.get(name)), _second(backward.get(name)), engagement)
-            undo.enter_context(module.register_forward_hook(hook))
+            undo.enter_context(place.attach(hook))
         yield engagement
 
 
-def _second(pair: tuple[nn.Module, Quantizer] | None) -> Quantizer | None:
+def _second(pair: tuple[Place, Quantizer] | None) -> Quantizer | None:
     return None if pair is None else pair[1]
 
 
 @dataclass(frozen=True, slots=True)
 class _Hook:
-    """A forward hook that returns the quantized copy of what the module returned."""
+    """Gives back the quantized copy of what flows through a place."""
 
     name: str
     forward: Quantizer | None
     backward: Quantizer | None
     engagement: Engagement
 
-    def __call__(self, _module: nn.Module, _inputs: object, x: object) -> Tensor:
+    def __call__(self, x: object) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"{self.name} gives a {type(x).__name__}, not one floating-point tensor")
         with at(f"activation:{self.name}"):
@@ -124,16 +125,13 @@ class _Hook:
 
 
 @contextmanager
-def _replaced(
-    name: str, parameter: nn.Parameter, quantizer: Quantizer, engagement: Engagement
-) -> Generator[None, None, None]:
-    original = parameter.detach().clone()
+def _replaced(name: str, matrix: Matrix, quantizer: Quantizer, engagement: Engagement) -> Generator[None, None, None]:
+    original = matrix.read().clone()
     with torch.no_grad(), at(name):
         copy = quantizer.roundtrip(original)
         engagement.note(name, quantizer, original, copy)
-        parameter.copy_(copy)
+        matrix.write(copy)
     try:
         yield
     finally:
-        with torch.no_grad():
-            parameter.copy_(original)
+        matrix.write(original)

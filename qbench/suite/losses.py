@@ -5,8 +5,10 @@ from math import isfinite, nan
 from time import perf_counter
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
+from qbench.capture.place import Matrix, Place
+from qbench.capture.places import matrices, places
 from qbench.capture.write import quantized
 from qbench.evaluate.likelihood import Likelihood, bits_per_byte, likelihood, numerical_floor
 from qbench.quant.quantizer import Quantizer
@@ -37,15 +39,15 @@ def _loss_answer(cell: Cell, subject: Subject, windows: Tensor, unquantized: tup
         floor = {"floor/numerical": numerical_floor(subject.model, windows, reference)}
         seconds = reference_seconds + perf_counter() - start
         return Answer(cell, (_loss_record(cell, reference, None, floor),), seconds=seconds, vectors=_vectors(reference))
-    places, matrices = _assignment(cell, subject)
-    with quantized(places, matrices) as engagement:
+    at_places, of_matrices = _assignment(cell, subject)
+    with quantized(at_places, of_matrices) as engagement:
         scored = likelihood(subject.model, windows)
     evidence: dict[str, float] = {
         "sites_touched": float(len(engagement.places)),
         "levels": float(engagement.levels),
     }
     warnings = engagement.warnings()
-    if matrices:
+    if of_matrices:
         every = sum(parameter.numel() for parameter in subject.model.parameters())
         in_weights = engagement.values("weight")
         stored = engagement.bits("weight") + 32 * (every - in_weights)
@@ -56,10 +58,11 @@ def _loss_answer(cell: Cell, subject: Subject, windows: Tensor, unquantized: tup
 
 def _assignment(
     cell: Cell, subject: Subject
-) -> tuple[dict[str, tuple[nn.Module, Quantizer]], dict[str, tuple[nn.Parameter, Quantizer]]]:
+) -> tuple[dict[str, tuple[Place, Quantizer]], dict[str, tuple[Matrix, Quantizer]]]:
     """A treatment's patterns as modules and matrices of this model, each with its quantizer."""
-    places: dict[str, tuple[nn.Module, Quantizer]] = {}
-    matrices: dict[str, tuple[nn.Parameter, Quantizer]] = {}
+    at_places: dict[str, tuple[Place, Quantizer]] = {}
+    of_matrices: dict[str, tuple[Matrix, Quantizer]] = {}
+    sites, weights = places(subject.model), matrices(subject.model)
     treatment = cell.measurement.treatment
     assert treatment is not None
     for key, name in treatment.assign.items():
@@ -67,10 +70,10 @@ def _assignment(
         quantizer = build_quantizer(name, channel_axis=CHANNEL_AXIS.get(kind, -1))
         for site in subject.resolve(pattern, kind):
             if kind == "weight":
-                matrices[site] = (subject.model.weights()[site], quantizer)
+                of_matrices[site] = (weights[site], quantizer)
             else:
-                places[site] = (subject.model.sites()[site], quantizer)
-    return places, matrices
+                at_places[site] = (sites[site], quantizer)
+    return at_places, of_matrices
 
 
 def _vectors(scored: Likelihood) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from qbench.capture import read
+from qbench.capture.places import places
 from qbench.capture.sites import all_sites
 from qbench.data import catalog as data
 from qbench.data.text import BadData, Corpus, unigram_entropy
@@ -93,7 +94,8 @@ class _Watcher:
     def __init__(self, model: Transformer, spec: ModelSpec, training: TrainingSpec, corpus: Corpus, run: _Run) -> None:
         self.rows: Log = []
         self.tuning = evaluation_windows(corpus.tune, spec.context, TUNING_WINDOWS)
-        self._places = {name: model.sites()[name] for name in all_sites(spec.wiring, spec.layers)}
+        there = places(model)
+        self._places = {name: there[name] for name in all_sites(spec.wiring, spec.layers)}
         self._training, self._run = training, run
         every = max(1, training.steps // POINTS)
         self._loss_steps = {*range(0, training.steps, every), training.steps}

@@ -9,6 +9,7 @@ from html import escape
 from torch import Tensor, nn
 
 from qbench.capture import read
+from qbench.capture.place import Matrix, Place
 from qbench.capture.places import matrices, places, select
 from qbench.capture.write import Engagement
 from qbench.capture.write import quantized as quantized_places
@@ -125,9 +126,9 @@ def quantized(model: nn.Module, assign: Mapping[str, str]) -> Generator[Engageme
     anything within one part of a name, `**` for any number of parts; a later key wins over an earlier one. Weights
     are put back to the bit afterwards. Raises UnknownName where a key matches nothing.
     """
-    activation: dict[str, tuple[nn.Module, Quantizer]] = {}
-    gradient: dict[str, tuple[nn.Module, Quantizer]] = {}
-    weight: dict[str, tuple[nn.Parameter, Quantizer]] = {}
+    activation: dict[str, tuple[Place, Quantizer]] = {}
+    gradient: dict[str, tuple[Place, Quantizer]] = {}
+    weight: dict[str, tuple[Matrix, Quantizer]] = {}
     for key, name in assign.items():
         kind, _, pattern = key.partition(":")
         if kind == "weight":

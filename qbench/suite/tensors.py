@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qbench.capture import read
+from qbench.capture.places import matrices, places
 from qbench.data.synthetic import calibration
 from qbench.evaluate.likelihood import next_token_loss
 from qbench.metrics.error import error_values
@@ -110,15 +111,15 @@ def feeder(subject: Subject) -> Callable[[Measurement, Tally], None]:
         model, kind = subject.model, measurement.kind
         names = list(dict.fromkeys(s for pattern in measurement.sites for s in subject.resolve(pattern, kind)))
         if kind == "weight":
-            matrices = model.weights()
-            read.weights({name: matrices[name] for name in names}, tally.visit)
+            there = matrices(model)
+            read.weights({name: there[name] for name in names}, tally.visit)
             return
-        sites = model.sites()
-        places = {name: sites[name] for name in names}
+        sites = places(model)
+        chosen = {name: sites[name] for name in names}
         windows = subject.windows(measurement.split, measurement.windows)
         batches = [part.to(subject.device) for part in windows.split(CAPTURE_BATCH)]
         if kind == "activation":
-            read.activations(model, places, [part[:, :-1] for part in batches], tally.visit)
+            read.activations(model, chosen, [part[:, :-1] for part in batches], tally.visit)
         else:
             whole = len(batches[0])
 
@@ -126,7 +127,7 @@ def feeder(subject: Subject) -> Callable[[Measurement, Tally], None]:
                 # A mean over fewer windows gives each a larger gradient: a short last batch is put on the same scale.
                 return next_token_loss(model, part) * (len(part) / whole)
 
-            read.gradients(model, places, batches, loss, tally.visit)
+            read.gradients(model, chosen, batches, loss, tally.visit)
 
     return feed
 
