@@ -16,7 +16,7 @@ from qbench.capture import read
 from qbench.capture.place import as_places
 from qbench.capture.places import matrices as matrices_of
 from qbench.capture.places import places as places_of
-from qbench.capture.sites import all_sites
+from qbench.capture.sites import own
 from qbench.models.spec import Wiring
 from qbench.models.transformer import Transformer
 from qbench.suite.tensors import Tally
@@ -67,7 +67,7 @@ def test_every_activation_is_that_of_a_forward_pass_by_hand(wiring: Wiring) -> N
     for batch in batches:
         by_hand.forward(model, batch, at)
     seen = seen_activations(model, batches)
-    assert sorted(site for site, _ in seen) == sorted(2 * all_sites(wiring, layers=2))
+    assert sorted(site for site, _ in seen) == sorted(2 * own(wiring, 2).sites)
     assert [site for site, _ in seen] == 2 * list(model.sites())
     half = len(seen) // 2
     for part in (slice(half), slice(half, None)):

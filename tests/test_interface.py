@@ -13,7 +13,7 @@ from torch import nn
 
 import qbench as qb
 from qbench.capture import places
-from qbench.capture.sites import resolve
+from qbench.capture.sites import own, resolve
 from qbench.metrics.error import error_values
 from qbench.names import UnknownName
 from qbench.quant.catalog import QUANTIZERS
@@ -230,7 +230,7 @@ def test_a_key_means_what_it_means_in_a_suite(pattern: str) -> None:
     model = small("residual")
     with qb.quantized(model, {f"activation:{pattern}": "int8/token"}) as seen:
         model(tokens(2))
-    wanted = resolve(pattern, "activation", "residual", 2)
+    wanted = resolve(pattern, "activation", own("residual", 2))
     assert set(seen.places) == {f"activation:{site}" for site in wanted}
     assert set(qb.probe(model, tokens(2), ["int8/token"], sites=pattern).shape) == set(wanted)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qbench.capture.sites import all_sites, all_weights, canonical, resolve
+from qbench.capture.sites import own, resolve
 from qbench.models.spec import ModelSpec, Wiring
 from qbench.names import UnknownName
 
@@ -13,24 +13,24 @@ WIRINGS: tuple[Wiring, ...] = ("residual", "residual-free")
 def test_a_built_model_has_exactly_these_sites_and_weights(wiring: Wiring) -> None:
     transformer = pytest.importorskip("qbench.models.transformer")
     model = transformer.build(ModelSpec(layers=3, width=16, heads=2, context=8, wiring=wiring), seed=0)
-    assert tuple(model.sites()) == all_sites(wiring, 3)
-    assert set(model.weights()) == set(all_weights(3))
+    assert tuple(model.sites()) == own(wiring, 3).sites
+    assert set(model.weights()) == set(own(wiring, 3).weights)
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_canonical_names_are_their_own_names(wiring: Wiring) -> None:
-    assert [canonical(site, wiring, 4) for site in all_sites(wiring, 4)] == list(all_sites(wiring, 4))
+    assert [own(wiring, 4).canonical(site) for site in own(wiring, 4).sites] == list(own(wiring, 4).sites)
 
 
 def test_what_a_block_reads_is_what_the_one_before_wrote() -> None:
-    assert canonical("blocks.0.in", "residual", 3) == "embed"
-    assert canonical("blocks.2.in", "residual", 3) == "blocks.1.out"
+    assert own("residual", 3).canonical("blocks.0.in") == "embed"
+    assert own("residual", 3).canonical("blocks.2.in") == "blocks.1.out"
 
 
 def test_without_a_skip_connection_the_stream_is_the_sub_blocks_output() -> None:
-    assert canonical("blocks.0.attn.out", "residual-free", 1) == "blocks.0.mid"
-    assert canonical("blocks.0.mlp.out", "residual-free", 1) == "blocks.0.out"
-    assert canonical("blocks.0.mlp.out", "residual", 1) == "blocks.0.mlp.out"
+    assert own("residual-free", 1).canonical("blocks.0.attn.out") == "blocks.0.mid"
+    assert own("residual-free", 1).canonical("blocks.0.mlp.out") == "blocks.0.out"
+    assert own("residual", 1).canonical("blocks.0.mlp.out") == "blocks.0.mlp.out"
 
 
 SCOPES = {
@@ -43,38 +43,38 @@ SCOPES = {
 @pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize(("scope", "sites"), SCOPES.items())
 def test_scopes_of_four_layers(scope: str, sites: tuple[str, ...], wiring: Wiring) -> None:
-    assert resolve(scope, "activation", wiring, 4) == sites
-    assert resolve(scope, "gradient", wiring, 4) == sites
+    assert resolve(scope, "activation", own(wiring, 4)) == sites
+    assert resolve(scope, "gradient", own(wiring, 4)) == sites
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_linear_is_the_inputs_of_the_matrices_of_each_block(wiring: Wiring) -> None:
     inputs = [f"blocks.{b}.{s}" for b in range(2) for s in ("attn.in", "attn.context", "mlp.in", "mlp.hidden")]
-    assert list(resolve("linear", "activation", wiring, 2)) == inputs
+    assert list(resolve("linear", "activation", own(wiring, 2))) == inputs
 
 
 def test_weights_leave_out_head_and_embedding() -> None:
-    weights = resolve("weights", "weight", "residual", 2)
+    weights = resolve("weights", "weight", own("residual", 2))
     assert len(weights) == 12
     assert not {"embed", "logits"} & set(weights)
-    assert {"embed", "logits"} < set(resolve("all", "weight", "residual", 2))
+    assert {"embed", "logits"} < set(resolve("all", "weight", own("residual", 2)))
 
 
 def test_a_star_stays_within_one_part_of_a_name() -> None:
-    assert resolve("blocks.*.out", "activation", "residual", 2) == ("blocks.0.out", "blocks.1.out")
-    assert resolve("blocks.0.**.out", "activation", "residual", 1) == (
+    assert resolve("blocks.*.out", "activation", own("residual", 2)) == ("blocks.0.out", "blocks.1.out")
+    assert resolve("blocks.0.**.out", "activation", own("residual", 1)) == (
         "blocks.0.attn.out",
         "blocks.0.mlp.out",
         "blocks.0.out",
     )
-    assert resolve("**", "activation", "residual", 2) == all_sites("residual", 2)
-    assert resolve("blocks.[02].attn.q", "activation", "residual", 3) == ("blocks.0.attn.q", "blocks.2.attn.q")
+    assert resolve("**", "activation", own("residual", 2)) == own("residual", 2).sites
+    assert resolve("blocks.[02].attn.q", "activation", own("residual", 3)) == ("blocks.0.attn.q", "blocks.2.attn.q")
 
 
 def test_aliases_select_their_place_once_and_in_the_order_of_the_forward_pass() -> None:
-    assert resolve("blocks.*.in", "activation", "residual", 3) == ("embed", "blocks.0.out", "blocks.1.out")
-    assert resolve("blocks.*.mlp.out", "activation", "residual-free", 2) == ("blocks.0.out", "blocks.1.out")
-    assert resolve("blocks.*.mlp.out", "weight", "residual-free", 2) == ("blocks.0.mlp.out", "blocks.1.mlp.out")
+    assert resolve("blocks.*.in", "activation", own("residual", 3)) == ("embed", "blocks.0.out", "blocks.1.out")
+    assert resolve("blocks.*.mlp.out", "activation", own("residual-free", 2)) == ("blocks.0.out", "blocks.1.out")
+    assert resolve("blocks.*.mlp.out", "weight", own("residual-free", 2)) == ("blocks.0.mlp.out", "blocks.1.mlp.out")
 
 
 @pytest.mark.parametrize(
@@ -88,21 +88,21 @@ def test_aliases_select_their_place_once_and_in_the_order_of_the_forward_pass() 
 )
 def test_a_pattern_that_selects_nothing_names_what_was_meant(pattern: str, kind: str, near: str) -> None:
     with pytest.raises(UnknownName, match="did you mean") as caught:
-        resolve(pattern, kind, "residual", 2)  # pyright: ignore[reportArgumentType]
+        resolve(pattern, kind, own("residual", 2))  # pyright: ignore[reportArgumentType]
     assert near in str(caught.value)
 
 
 @pytest.mark.parametrize("scope", ["interior", "middle"])
 def test_one_layer_has_no_interior_and_no_middle(scope: str) -> None:
     with pytest.raises(UnknownName, match=scope):
-        resolve(scope, "activation", "residual", 1)
+        resolve(scope, "activation", own("residual", 1))
 
 
 def test_the_number_of_layers_is_bounded() -> None:
     with pytest.raises(ValueError, match="1 to 256 layers, found 1000000"):
-        all_sites("residual", 10**6)
+        own("residual", 10**6)
 
 
 def test_many_stars_cost_nothing() -> None:
     with pytest.raises(UnknownName):
-        resolve(".".join(["**", "*a*b*"] * 40), "activation", "residual", 30)
+        resolve(".".join(["**", "*a*b*"] * 40), "activation", own("residual", 30))

@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import nn
 
 from qbench.capture.place import Matrix, Place, as_matrices, as_places
-from qbench.capture.sites import Kind, near, resolve
+from qbench.capture.sites import Kind, near, own, resolve
 from qbench.models.transformer import Transformer
 from qbench.names import UnknownName, matches
 
@@ -37,7 +37,7 @@ def select(model: nn.Module, kind: Kind, pattern: str) -> tuple[str, ...]:
     Patterns mean what they mean in a suite (`capture.sites`); so do scopes and aliases for a model of ours.
     """
     if isinstance(model, Transformer):
-        return resolve(pattern, kind, model.spec.wiring, model.spec.layers)
+        return resolve(pattern, kind, own(model.spec.wiring, model.spec.layers))
     names = matrices(model) if kind == "weight" else places(model)
     found = tuple(name for name in names if matches(pattern, name))
     if not found:

@@ -6,6 +6,7 @@ outputs and not `blocks.0.attn.out`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -36,10 +37,14 @@ _OF_ACTIVATIONS: Mapping[str, Callable[[int], Sequence[str]]] = {
     "interior": lambda layers: [f"blocks.{block}.out" for block in range(layers - 1)],
     "middle": lambda layers: (f"blocks.{layers // 2 - 1}.out",),
     "linear": lambda layers: _LINEAR,
+    "kv": lambda layers: ("blocks.*.attn.k", "blocks.*.attn.v"),
+    "keys": lambda layers: ("blocks.*.attn.k",),
+    "values": lambda layers: ("blocks.*.attn.v",),
 }
 _OF_WEIGHTS: Mapping[str, Callable[[int], Sequence[str]]] = {
     "all": lambda layers: ("**",),
     "weights": lambda layers: ("blocks.**",),
+    "head": lambda layers: ("logits",),
 }
 SCOPES: Mapping[Kind, Mapping[str, Callable[[int], Sequence[str]]]] = {
     "activation": _OF_ACTIVATIONS,
@@ -48,50 +53,63 @@ SCOPES: Mapping[Kind, Mapping[str, Callable[[int], Sequence[str]]]] = {
 }
 
 
-def canonical(site: str, wiring: Wiring, layers: int) -> str:
-    """The one name of the place that `site` names; raises UnknownName.
+@dataclass(frozen=True, slots=True, eq=False)
+class SiteNames:
+    """Every name in one model: of places that hold an activation, each with its canonical name, and of matrices.
 
-    >>> canonical("blocks.1.in", "residual", layers=2), canonical("blocks.1.mlp.out", "residual-free", layers=2)
-    ('blocks.0.out', 'blocks.1.out')
+    Both are in the order of the forward pass.
     """
-    names = _activations(wiring, layers)
-    if site not in names:
-        raise _unknown(site, "activation", names)
-    return names[site]
+
+    activations: Mapping[str, str]
+    weights: tuple[str, ...]
+    layers: int
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Canonical names of all places that hold an activation."""
+        return tuple(dict.fromkeys(self.activations.values()))
+
+    def canonical(self, site: str) -> str:
+        """The one name of the place that `site` names; raises UnknownName.
+
+        >>> own("residual", 2).canonical("blocks.1.in"), own("residual-free", 2).canonical("blocks.1.mlp.out")
+        ('blocks.0.out', 'blocks.1.out')
+        """
+        if site not in self.activations:
+            raise _unknown(site, "activation", self.activations)
+        return self.activations[site]
 
 
-def all_sites(wiring: Wiring, layers: int) -> tuple[str, ...]:
-    """Canonical names of all places that hold an activation, in the order of the forward pass.
+@lru_cache(maxsize=256)
+def own(wiring: Wiring, layers: int) -> SiteNames:
+    """The names in a decoder of ours. A matrix is named by the place that it writes.
 
-    >>> len(all_sites("residual", layers=1)), len(all_sites("residual-free", layers=1))
+    >>> len(own("residual", layers=1).sites), len(own("residual-free", layers=1).sites)
     (15, 13)
     """
-    return tuple(dict.fromkeys(_activations(wiring, layers).values()))
-
-
-def all_weights(layers: int) -> tuple[str, ...]:
-    """Names of all weight matrices: a matrix is named by the place that it writes."""
-    blocks = [f"blocks.{block}.{matrix}" for block in range(layers) for matrix in MATRICES]
-    return ("embed", *blocks, "logits")
+    if not 1 <= layers <= MOST_LAYERS:
+        raise ValueError(f"sites are named for 1 to {MOST_LAYERS} layers, found {layers}")
+    matrices = [f"blocks.{block}.{matrix}" for block in range(layers) for matrix in MATRICES]
+    return SiteNames(_activations(wiring, layers), ("embed", *matrices, "logits"), layers)
 
 
 @lru_cache(maxsize=4096)
-def resolve(pattern: str, kind: Kind, wiring: Wiring, layers: int) -> tuple[str, ...]:
+def resolve(pattern: str, kind: Kind, model: SiteNames) -> tuple[str, ...]:
     """Canonical names that a scope or a pattern selects, in the order of the forward pass.
 
     Raises UnknownName where it selects nothing: a measurement of no place is a mistake.
 
-    >>> resolve("interior", "activation", "residual", layers=3)
+    >>> resolve("interior", "activation", own("residual", layers=3))
     ('blocks.0.out', 'blocks.1.out')
-    >>> resolve("blocks.*.mlp.hiden", "activation", "residual", layers=3)
+    >>> resolve("blocks.*.mlp.hiden", "activation", own("residual", layers=3))
     Traceback (most recent call last):
     qbench.names.UnknownName: no activation site 'blocks.*.mlp.hiden'; did you mean 'blocks.*.mlp.hidden'? known: all, \
-boundaries, interior, middle, linear, embed, blocks.N.{in, attn.in, attn.q, attn.k, attn.v, attn.context, attn.out, \
-mid, mlp.in, mlp.pre, mlp.hidden, mlp.out, out}, final, logits
+boundaries, interior, middle, linear, kv, keys, values, embed, blocks.N.{in, attn.in, attn.q, attn.k, attn.v, \
+attn.context, attn.out, mid, mlp.in, mlp.pre, mlp.hidden, mlp.out, out}, final, logits
     """
-    names = {n: n for n in all_weights(layers)} if kind == "weight" else _activations(wiring, layers)
+    names = {n: n for n in model.weights} if kind == "weight" else model.activations
     scopes = SCOPES[kind]
-    wanted = scopes[pattern](layers) if pattern in scopes else (pattern,)
+    wanted = scopes[pattern](model.layers) if pattern in scopes else (pattern,)
     found = {names[name] for name in names if any(matches(one, name) for one in wanted)}
     if not found:
         raise _unknown(pattern, kind, names)
@@ -100,8 +118,6 @@ mid, mlp.in, mlp.pre, mlp.hidden, mlp.out, out}, final, logits
 
 def _activations(wiring: Wiring, layers: int) -> dict[str, str]:
     """Every name of a place, with the canonical one."""
-    if not 1 <= layers <= MOST_LAYERS:
-        raise ValueError(f"sites are named for 1 to {MOST_LAYERS} layers, found {layers}")
     copies = COPIES[wiring]
     names = {"embed": "embed"}
     for block in range(layers):
@@ -124,9 +140,11 @@ def near(pattern: str, names: Iterable[str], known: Iterable[str]) -> str:
 
 
 def _unknown(pattern: str, kind: Kind, names: Mapping[str, str]) -> UnknownName:
-    inner = MATRICES if kind == "weight" else PLACES
+    inside = [name for name in names if name.startswith("blocks.")]
+    inner = list(dict.fromkeys(name.split(".", 2)[2] for name in inside))
     generic = [f"blocks.*.{part}" for part in inner]
     hint = near(pattern, names, [*SCOPES[kind], *generic, *names])
-    around = ("logits",) if kind == "weight" else ("final", "logits")
-    known = ", ".join((*SCOPES[kind], "embed", f"blocks.N.{{{', '.join(inner)}}}", *around))
+    first = [name for name in names if name not in inside]
+    blocks = [f"blocks.N.{{{', '.join(inner)}}}"] if inner else []
+    known = ", ".join((*SCOPES[kind], *first[:1], *blocks, *first[1:]))
     return UnknownName(f"no {kind} site {pattern!r}{hint} known: {known}")

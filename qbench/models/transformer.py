@@ -53,13 +53,20 @@ class Transformer(nn.Module):
 
         Raises ValueError where there are more tokens than `spec.context`.
         """
+        return self.head(self.hidden(tokens_BT))
+
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        """What the head reads, [B, T, D]: the stream after the last norm."""
         if tokens_BT.shape[-1] > self.spec.context:
             raise ValueError(f"{tokens_BT.shape[-1]} tokens do not fit a context of {self.spec.context}")
         x_BTD = self.site["embed"](F.embedding(tokens_BT, self.embed))
         for block in self.blocks:
             x_BTD = block(x_BTD)
-        x_BTD = self.site["final"](self.norm(x_BTD))
-        return self.site["logits"](F.linear(x_BTD, self.logits))
+        return self.site["final"](self.norm(x_BTD))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D]; a place in as many pieces as the states come in."""
+        return self.site["logits"](F.linear(hidden, self.logits))
 
     def sites(self) -> dict[str, Site]:
         """Canonical site name -> its module, in the order in which a forward pass meets them; aliases are absent."""

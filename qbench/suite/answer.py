@@ -7,7 +7,7 @@ from time import perf_counter
 import numpy as np
 from torch import Tensor
 
-from qbench.capture.sites import resolve
+from qbench.capture.sites import own, resolve
 from qbench.data.text import Corpus
 from qbench.data.windows import evaluation_windows
 from qbench.models.spec import ModelSpec
@@ -48,7 +48,7 @@ class Subject:
         return evaluation_windows(getattr(self.corpus, split), self.spec.context, n)
 
     def resolve(self, pattern: str, kind: str) -> tuple[str, ...]:
-        return resolve(pattern, kind, self.spec.wiring, self.spec.layers)
+        return resolve(pattern, kind, own(self.spec.wiring, self.spec.layers))
 
 
 def failed(cell: Cell, error: Exception, seconds: float = 0.0) -> Answer:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qbench.capture.sites import Kind, resolve
+from qbench.capture.sites import Kind, own, resolve
 from qbench.names import UnknownName, suggestion
 from qbench.suite import quantizers
 from qbench.suite.findings import Findings, Path
@@ -40,7 +40,7 @@ class Sites:
 
 def _resolve(pattern: str, kind: Kind, arm: Arm) -> tuple[str, ...]:
     try:
-        return resolve(pattern, kind, arm.model.wiring, arm.model.layers)
+        return resolve(pattern, kind, own(arm.model.wiring, arm.model.layers))
     except UnknownName as error:
         raise UnknownName(f"{error}; looked for in arm {arm.name!r}") from None
 

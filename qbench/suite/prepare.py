@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qbench.capture import read
 from qbench.capture.places import places
-from qbench.capture.sites import all_sites
+from qbench.capture.sites import own
 from qbench.data import catalog as data
 from qbench.data.text import BadData, Corpus, unigram_entropy
 from qbench.data.windows import evaluation_windows, training_batches
@@ -95,7 +95,7 @@ class _Watcher:
         self.rows: Log = []
         self.tuning = evaluation_windows(corpus.tune, spec.context, TUNING_WINDOWS)
         there = places(model)
-        self._places = {name: there[name] for name in all_sites(spec.wiring, spec.layers)}
+        self._places = {name: there[name] for name in own(spec.wiring, spec.layers).sites}
         self._training, self._run = training, run
         every = max(1, training.steps // POINTS)
         self._loss_steps = {*range(0, training.steps, every), training.steps}
