@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 
 from qbench.quant import sweep
-from qbench.suite.tensors import Tally
+from qbench.suite.tally import Tally
 
 STREAM, HIDDEN = (16, 63, 64), (16, 63, 256)  # windows of one recorded batch, tokens, channels
 SITES = 6 * (9 * [STREAM] + [HIDDEN]) + 4 * [STREAM]  # of six blocks, and the ends

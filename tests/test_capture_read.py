@@ -19,7 +19,7 @@ from qbench.capture.places import places as places_of
 from qbench.capture.sites import own
 from qbench.models.spec import Wiring
 from qbench.models.transformer import Transformer
-from qbench.suite.tensors import Tally
+from qbench.suite.tally import Tally
 
 every_wiring = pytest.mark.parametrize("wiring", WIRINGS)
 

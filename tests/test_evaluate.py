@@ -11,7 +11,14 @@ from scipy import stats
 from subjects import cell, subject
 from torch import Tensor
 
-from qbench.evaluate.likelihood import bits_per_byte, likelihood, next_token_loss, numerical_floor
+from qbench.evaluate.likelihood import (
+    OTHER_BATCH,
+    bits_per_byte,
+    likelihood,
+    next_token_loss,
+    numerical_floor,
+    why_not_exact,
+)
 from qbench.models.transformer import Transformer
 from qbench.quant.quantizer import build
 from qbench.results.record import Record
@@ -88,6 +95,28 @@ def test_the_numerical_floor_sees_what_depends_on_the_batch() -> None:
         assert numerical_floor(model, WINDOWS, likelihood(model, WINDOWS)) > 1e-4
     finally:
         handle.remove()
+
+
+def test_without_room_for_float64_the_floor_is_that_of_another_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("residual")
+    reference = likelihood(model, WINDOWS)
+    assert why_not_exact(model) == ""
+    with_both = numerical_floor(model, WINDOWS, reference)
+    needed = 8 * sum(parameter.numel() for parameter in model.parameters())
+    monkeypatch.setattr("qbench.evaluate.likelihood.free_memory", lambda: needed - 1)
+    assert why_not_exact(model) == "a float64 copy takes 0.00 GB, and 0.00 GB are free"
+    monkeypatch.setattr("qbench.evaluate.likelihood.deepcopy", None)
+    other = np.abs(likelihood(model, WINDOWS, OTHER_BATCH).losses - reference.losses).max()
+    assert numerical_floor(model, WINDOWS, reference) == other <= with_both
+    monkeypatch.setattr("qbench.evaluate.likelihood.free_memory", lambda: None)
+    assert why_not_exact(model) == ""
+    model.codes = torch.nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
+    assert why_not_exact(model) == "1 of its weights are packed codes, which have no float64"
+
+
+def test_losses_by_position_are_for_windows_that_say_what_is_scored() -> None:
+    with pytest.raises(ValueError, match="a plain tensor of tokens was scored"):
+        likelihood(small("residual"), WINDOWS).by_position()
 
 
 def test_bits_per_byte_are_nats_over_log_two_and_the_bytes_of_a_token() -> None:

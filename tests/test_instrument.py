@@ -23,9 +23,11 @@ from qbench.quant.blocks import NonFinite
 from qbench.quant.catalog import QUANTIZERS
 from qbench.quant.quantizer import build
 from qbench.results.record import Record
-from qbench.suite.cells import ROWS, WIDTH, Measurement
+from qbench.suite.cells import Measurement
+from qbench.suite.expand import ROWS, WIDTH
 from qbench.suite.probe import sweep
-from qbench.suite.tensors import CAPTURE_BATCH, Tally
+from qbench.suite.tally import Tally
+from qbench.suite.tensors import CAPTURE_BATCH
 
 PER_BATCH = ("int4/tensor", "int4/channel", "lloyd4/block:8")
 WINDOWS = 2 * CAPTURE_BATCH + 5  # two whole batches and a short one

@@ -17,7 +17,7 @@ from qbench.results.run import Run, read
 from qbench.results.store import Store
 
 HEADER = (
-    "suite,model,wiring,optimizer,seed,step,kind,site,scope,quantizer,bits_per_value,metric,unit,value,low,high,n,status,"
+    "suite,model,wiring,optimizer,seed,step,kind,site,scope,quantizer,slice,bits_per_value,metric,unit,value,low,high,n,status,"
     "samples_digest,record_id"
 )
 UNITS = {"loss": "nats/token", "rms": "1"}
@@ -54,13 +54,13 @@ def test_every_column_in_its_place() -> None:
     name = digest.of(["d", "activation", "", "int4/token", None, "loss"])[:16]
     assert ",".join(line) == ",".join(COLUMNS) == HEADER
     assert list(line.values()) == [
-        "s", "residual", "residual", "muon", 0, None, "activation", "", "boundaries", "int4/token", 4.25, "loss",
+        "s", "residual", "residual", "muon", 0, None, "activation", "", "boundaries", "int4/token", "", 4.25, "loss",
         "nats/token", 2.5, 2.25, 2.75, 128, "measured", "00ff", name,
     ]  # fmt: skip
     stream = io.StringIO()
     write_csv([line], stream)
     assert stream.getvalue() == (
-        f"{HEADER}\r\ns,residual,residual,muon,0,,activation,,boundaries,int4/token,4.25,loss,"
+        f"{HEADER}\r\ns,residual,residual,muon,0,,activation,,boundaries,int4/token,,4.25,loss,"
         f"nats/token,2.5,2.25,2.75,128,measured,00ff,{name}\r\n"
     )
 

@@ -69,7 +69,7 @@ def test_a_row_carries_all_that_its_number_belongs_to(tmp_path: Path) -> None:
     assert rows[0] == Row(
         suite="growth", arm="residual", wiring="residual", optimizer="muon", seed=0, what="loss",
         treatment="int4/tensor @ boundaries", step=None, kind="activation", site="", scope="boundaries",
-        quantizer="int4/tensor", bits_per_value=4.5, metric="loss", value=2.5, low=2.25, high=2.75, n=128,
+        quantizer="int4/tensor", slice="", bits_per_value=4.5, metric="loss", value=2.5, low=2.25, high=2.75, n=128,
         samples=rows[0]["samples"], cell="d",
     )  # fmt: skip
     assert [(row["metric"], row["low"], row["high"]) for row in rows[1:]] == [("levels", None, None)]

@@ -8,7 +8,8 @@ import pytest
 
 from qbench.capture.sites import CALIBRATION_SITES
 from qbench.models.spec import ModelSpec
-from qbench.suite.cells import MEASURE_REVISION, TRAIN_REVISION, Cell, Environment, Measurement, expand, groups
+from qbench.suite.cells import MEASURE_REVISION, TRAIN_REVISION, Cell, Environment, Measurement
+from qbench.suite.expand import expand, groups
 from qbench.suite.schema import BadSuite, Suite, load
 from qbench.suite.value import Treatment
 from qbench.train.spec import TrainingSpec
@@ -125,14 +126,17 @@ OTHER_MEASUREMENT = {
     "split": "tune",
     "quantizer": "int4/tensor",
     "treatment": Treatment(name="x"),
+    "passage": {"context": 32},
+    "options": {"calibration": {"windows": 4}},
 }
 
 
 def test_changing_any_field_of_a_cell_changes_its_id(small: Suite) -> None:
     cell = next(cell for cell in expand(small, HERE) if cell.measurement.what == "error" and cell.arm == "one")
-    assert {field.name for field in fields(Cell)} == OTHER.keys()
+    assert {field.name for field in fields(Cell)} == {*OTHER, "sources"}  # where things are is not what they are
     assert len({cell.id, *(replace(cell, **{name: value}).id for name, value in OTHER.items())}) == len(OTHER) + 1
     assert {field.name for field in fields(Measurement)} == OTHER_MEASUREMENT.keys()
+    assert replace(cell, sources={"model": "/elsewhere"}).id == cell.id
     changed = [replace(cell.measurement, **{name: value}) for name, value in OTHER_MEASUREMENT.items()]
     assert len({cell.id, *(replace(cell, measurement=m).id for m in changed)}) == len(changed) + 1
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qbench.suite.cells import Environment, expand
+from qbench.suite.cells import Environment
+from qbench.suite.expand import expand
 from qbench.suite.schema import BadSuite, Suite, load
 from qbench.suite.shipped import shipped
 

@@ -9,7 +9,8 @@ import torch
 from qbench.data import catalog as data
 from qbench.data.text import BadData
 from qbench.suite.cache import Entry
-from qbench.suite.cells import Cell, Environment, expand
+from qbench.suite.cells import Cell, Environment
+from qbench.suite.expand import expand
 from qbench.suite.prepare import Prepared, prepare
 from qbench.suite.schema import load
 

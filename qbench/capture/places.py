@@ -1,12 +1,14 @@
-"""The named places of any live module: a model's own site names where it has them, else its leaf modules."""
+"""The named places of any live module: site names where it has them, of ours or of its family, else its modules."""
 
 from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import nn
 
+from qbench.capture.families import FAMILIES, layout, site_names
+from qbench.capture.foreign import foreign_matrices, foreign_places, settings
 from qbench.capture.place import Matrix, Place, as_matrices, as_places
-from qbench.capture.sites import Kind, near, own, resolve
+from qbench.capture.sites import Kind, SiteNames, near, own, resolve
 from qbench.models.transformer import Transformer
 from qbench.names import UnknownName, matches
 
@@ -18,28 +20,61 @@ def places(model: nn.Module) -> Mapping[str, Place]:
     own = getattr(model, "sites", None)
     if callable(own):
         return as_places(cast(Mapping[str, nn.Module], own()))
+    if _named(model):
+        return foreign_places(model)
     leaf = {name: module for name, module in model.named_modules() if next(module.children(), None) is None}
     return as_places({name or ITSELF: module for name, module in leaf.items()})
 
 
 def matrices(model: nn.Module) -> Mapping[str, Matrix]:
-    """Weight name -> matrix [out, in]; a foreign model's are named by their modules."""
+    """Weight name -> matrix [out, in]; those of an unknown model are named by its modules."""
     own = getattr(model, "weights", None)
     if callable(own):
         return as_matrices(cast(Mapping[str, nn.Parameter], own()))
+    if _named(model):
+        return foreign_matrices(model)
     found: dict[str, Any] = {name or ITSELF: getattr(m, "weight", None) for name, m in model.named_modules()}
     return as_matrices({name: w for name, w in found.items() if isinstance(w, nn.Parameter) and w.dim() == 2})
+
+
+def names(model: nn.Module) -> SiteNames | None:
+    """Every site name in a model of ours or of a known family; None where only its modules have names."""
+    if isinstance(model, Transformer):
+        return own(model.spec.wiring, model.spec.layers)
+    config = settings(model)
+    return None if config is None else site_names(config)
 
 
 def select(model: nn.Module, kind: Kind, pattern: str) -> tuple[str, ...]:
     """The places or matrices of `model` that `pattern` selects; UnknownName where that is none.
 
-    Patterns mean what they mean in a suite (`capture.sites`); so do scopes and aliases for a model of ours.
+    Patterns mean what they mean in a suite (`capture.sites`), and so do scopes and aliases where the model has site
+    names.
     """
-    if isinstance(model, Transformer):
-        return resolve(pattern, kind, own(model.spec.wiring, model.spec.layers))
-    names = matrices(model) if kind == "weight" else places(model)
-    found = tuple(name for name in names if matches(pattern, name))
+    known = names(model)
+    if known is not None:
+        return resolve(pattern, kind, known)
+    raw = matrices(model) if kind == "weight" else places(model)
+    found = tuple(name for name in raw if matches(pattern, name))
     if not found:
-        raise UnknownName(f"no {kind} place {pattern!r}{near(pattern, names, names)} known: {', '.join(names)}")
+        raise UnknownName(f"no {kind} place {pattern!r}{near(pattern, raw, raw)} known: {', '.join(raw)}")
     return found
+
+
+def unnamed(model: nn.Module) -> str:
+    """Why the places of a pretrained model go by the names of its modules; empty where they have site names.
+
+    A warning to show: scopes such as `linear` mean nothing there.
+    """
+    config = settings(model)
+    if config is None or layout(config) is not None:
+        return ""
+    return (
+        f"model_type {config['model_type']!r} has no site names: its places go by module names, scopes do not apply; "
+        f"known: {', '.join(FAMILIES)}"
+    )
+
+
+def _named(model: nn.Module) -> bool:
+    config = settings(model)
+    return config is not None and layout(config) is not None

@@ -26,11 +26,13 @@ def watching(places: Mapping[str, Place], visit: Visit) -> Generator[None, None,
         yield
 
 
-def activations(model: nn.Module, places: Mapping[str, Place], batches: Iterable[Tensor], visit: Visit) -> None:
-    """Run `model` on each batch of tokens [B, T] and show `visit` the tensor [B, T, C] of every place."""
+def activations(
+    run: Callable[[Tensor], object], places: Mapping[str, Place], batches: Iterable[Tensor], visit: Visit
+) -> None:
+    """Run a model on each batch of tokens [B, T] and show `visit` the tensor [B, T, C] of every place."""
     with torch.no_grad(), watching(places, visit):
         for tokens in batches:
-            model(tokens)
+            run(tokens)
 
 
 def gradients(

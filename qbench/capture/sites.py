@@ -28,7 +28,10 @@ COPIES: Mapping[Wiring, Mapping[str, str]] = {
     "residual-free": {"attn.out": "mid", "mlp.out": "out"},
 }
 
-_LINEAR = ("blocks.*.attn.in", "blocks.*.attn.context", "blocks.*.mlp.in", "blocks.*.mlp.hidden")
+_LINEAR = (
+    *("blocks.*.attn.in", "blocks.*.attn.context", "blocks.*.mlp.in", "blocks.*.mlp.hidden"),
+    "blocks.*.mlp.shared.hidden",
+)
 
 # What a scope selects in a model of `layers` layers.
 _OF_ACTIVATIONS: Mapping[str, Callable[[int], Sequence[str]]] = {

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from qbench.cli.main import ERROR, GOOD
+from qbench.cli.main import ERROR, GOOD, UsageError
 from qbench.results.record import Closing
 from qbench.results.run import arm, part, read
 
@@ -35,7 +35,9 @@ def ls(options: argparse.Namespace) -> int:
     from qbench.suite.plugins import install
 
     install([Path(plugin) for plugin in options.plugin])
-    _print_table(LISTS[options.what]())
+    if (options.what == "sites") != (options.model is not None):
+        raise UsageError("a model goes with sites, as in qbench ls sites ./my-llama")
+    _print_table(_sites(options.model) if options.model else LISTS[options.what]())
     return GOOD
 
 
@@ -108,6 +110,34 @@ def _writable(folder: Path) -> bool:
         return False
 
 
+def _sites(model: str) -> Table:
+    """Each place and each matrix of a model, by the names that a suite uses."""
+    from qbench.capture.families import site_names
+    from qbench.capture.sites import own
+    from qbench.models.catalog import MODELS
+    from qbench.models.folder import look
+
+    if model in MODELS:
+        spec = MODELS[model].spec
+        names = own(spec.wiring, spec.layers)
+    else:
+        folder = look(model)
+        names = site_names(folder.config)
+        if names is None:
+            from qbench.suite.found import weight_names
+
+            print(f"{folder.model_type} is no family that qbench knows: weights go by their names in the file,")
+            print("activations by the names of the model's own modules")
+            return [("weight", name) for name in weight_names(folder)]
+    return [*(("activation", site) for site in names.sites), *(("weight", name) for name in names.weights)]
+
+
+def _kernels() -> Table:
+    from qbench.quant.kernels import KERNELS
+
+    return [(name, row.weight, row.activation, row.meaning) for name, row in KERNELS.items()]
+
+
 def _suites() -> Table:
     from qbench.suite.shipped import shipped
 
@@ -156,6 +186,7 @@ LISTS: Mapping[str, Callable[[], Table]] = {
     "suites": _suites,
     "models": _models,
     "quantizers": _quantizers,
+    "kernels": _kernels,
     "metrics": _metrics,
     "data": _data,
 }

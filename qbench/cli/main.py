@@ -21,6 +21,9 @@ EXIT_CODES = {
     "NoSuchCell": USAGE,
     "NoRun": ERROR,
     "BadData": ERROR,
+    "BadModel": ERROR,
+    "BadReference": ERROR,
+    "MissingPackage": ERROR,
     "MissingExtra": ERROR,
     "NoDevice": ERROR,
     "FolderInUse": ERROR,
@@ -73,16 +76,60 @@ def _plugin(command: Command) -> None:
 
 def _run(command: Command) -> None:
     _suite(command)
+    _running(command)
+
+
+def _running(command: Command) -> None:
     command.add_argument("--out", metavar="DIR", help="where records go (default: results/<suite>)")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     command.add_argument("--workers", type=int, metavar="N", help="model groups at once (default: one per core or GPU)")
     command.add_argument("--only", metavar="CELL", help="answer only the cells whose id starts with CELL")
     command.add_argument("--dry-run", action="store_true", help="print cells, models and an estimate; train nothing")
     command.add_argument("--quiet", action="store_true", help="print errors only")
+    _trust(command)
+
+
+def _probe(command: Command) -> None:
+    command.add_argument("model", help="a model's folder, or its name on the hub")
+    command.add_argument("--revision", metavar="COMMIT", help="of a model on the hub")
+    command.add_argument("--weights-only", action="store_true", help="stream the weights; never load the model")
+    _judged(command)
+
+
+def _compare(command: Command) -> None:
+    command.add_argument("base", help="the model before it was quantized, or a saved reference of it")
+    command.add_argument("candidate", help="the model as somebody quantized it")
+    _judged(command)
+
+
+def _judged(command: Command) -> None:
+    command.add_argument("--data", metavar="DATA", help="what it is judged on, such as text:val.txt (qbench ls data)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key of the suite"
+    )
+    command.add_argument("--profile", metavar="NAME", help="one of the suite's profiles")
+    _plugin(command)
+    _running(command)
+
+
+def _reference(command: Command) -> None:
+    command.add_argument("action", choices=("save",))
+    command.add_argument("model", help="a model's folder")
+    command.add_argument("--data", metavar="DATA", default="stdlib", help="what it is judged on (default: %(default)s)")
+    command.add_argument("--windows", type=int, default=64, metavar="N", help="of text (default: %(default)s)")
+    command.add_argument("--out", metavar="FILE", help="where it goes (default: <model>.reference.safetensors)")
+    _trust(command)
+
+
+def _trust(command: Command) -> None:
+    command.add_argument(
+        "--trust-remote-code", action="store_true", help="run the code that a model brings; only of those you trust"
+    )
 
 
 def _ls(command: Command) -> None:
-    command.add_argument("what", choices=("suites", "models", "quantizers", "metrics", "data"))
+    command.add_argument("what", choices=("suites", "models", "quantizers", "kernels", "metrics", "data", "sites"))
+    command.add_argument("model", nargs="?", help="sites: a model's folder, or the name of an architecture of ours")
     _plugin(command)
 
 
@@ -128,6 +175,9 @@ def _no_arguments(_command: Command) -> None:
 # Command -> what it does, the function that does it (module:function in qbench.cli), its arguments.
 COMMANDS: Commands = {
     "run": ("run a suite; the same command again resumes it", "run:run", _run),
+    "probe": ("say what a model can be shipped in, and what that costs", "probe:probe", _probe),
+    "compare": ("compare a quantized model with its base", "probe:compare", _compare),
+    "reference": ("save a model's answers, to compare candidates with", "probe:reference", _reference),
     "validate": ("check a suite file and print every mistake in it", "look:validate", _suite),
     "ls": ("list what a suite may name", "look:ls", _ls),
     "report": ("rebuild the page of a run folder", "publish:report", _report),

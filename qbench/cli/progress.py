@@ -14,10 +14,17 @@ if TYPE_CHECKING:
 # CPU seconds of one cell of the quick configuration (QUICK), by what it measures: for the estimate and the time left.
 SECONDS = {"training": 16.0, "shape": 0.5, "error": 0.15, "loss": 0.25}
 QUICK_STEPS, QUICK_BATCH, QUICK_SIZE = 500, 8, 12 * 6 * 64**2 * 64
+# Forward passes of a model from elsewhere that one cell takes, and what a core does in a second.
+FORWARDS = {"shape": 3.0, "error": 0.5, "outliers": 2.0, "loss": 1.2, "kernel": 8.0, "sensitivity": 20.0, "task": 10.0}
+FLOPS = 2e10
 
 
 def weight(cell: Cell) -> float:
     """About how many CPU seconds a cell takes."""
+    if cell.pretrained:
+        asked = cell.measurement
+        tokens = asked.windows * int(asked.passage.get("context", 256))
+        return 0.05 + FORWARDS.get(asked.what, 0.0) * 2 * cell.model["parameters"] * tokens / FLOPS
     if cell.training is None:
         return 0.1
     spec, training = cell.model_spec(), cell.training_spec()

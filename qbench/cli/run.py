@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -23,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
     device = find(options.device)
     out = Path(options.out or Path("results") / suite.name)
     planned = plan(suite, out, device, _workers(options, device), plugins)
+    planned = replace(planned, trust_remote_code=options.trust_remote_code)
     if options.only:
         planned = planned.only(options.only)
     if options.dry_run:

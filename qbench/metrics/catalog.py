@@ -18,6 +18,15 @@ class Metric:
     source: str = ""
 
 
+# Costs of a language model that are also given for the slice of the text (file, language, kind) where they are worst.
+_BY_SLICE: Mapping[str, str] = {
+    **dict.fromkeys(("loss", "loss_increase"), "nats/token"),
+    "bits_per_byte": "bits",
+    **dict.fromkeys(("error_rate", "perplexity", "perplexity_ratio"), "1"),
+    **dict.fromkeys(("kld", "kld/p99", "kld/reverse"), "nats/token"),
+    **dict.fromkeys(("delta_p/rms", "top1_changed", "flips"), "1"),
+}
+
 METRICS: Mapping[str, Metric] = {
     # Error of a quantized tensor
     "relative_error": Metric("1", "cost", "norm of the error over norm of the tensor"),
@@ -54,10 +63,32 @@ METRICS: Mapping[str, Metric] = {
     "gaussian/sd/excess_kurtosis/tensor": Metric(
         "1", "evidence", "its standard deviation for independent Gaussian data"
     ),
+    # Where the outliers of a tensor are; ordinary tokens are those that are no sinks and not the first
+    "outliers/hot_channel_energy": Metric("1", "description", "share of the hottest channel in the ordinary tokens"),
+    "outliers/hot_channel_peak": Metric("1", "description", "its largest magnitude over the rms of ordinary tokens"),
+    "outliers/massive": Metric(
+        "count", "description", "values > 100 and >= 1000 times their window's median", "arXiv 2402.17762"
+    ),
+    "outliers/massive_channels": Metric("count", "description", "channels with massive activations"),
+    "outliers/massive_largest": Metric("1", "description", "magnitude of the largest massive activation"),
+    "outliers/sinks": Metric("1", "description", "tokens per window with a norm > 10 times the window's median norm"),
+    "outliers/sinks_elsewhere": Metric("1", "description", "sinks per window that are not at the first position"),
+    "outliers/first_token_norm": Metric("1", "description", "norm of the first token over its window's median norm"),
+    "outliers/energy_apart": Metric("1", "description", "share of sinks and first tokens in the energy"),
     # Quality of a model
     "loss": Metric("nats/token", "cost", "mean cross-entropy on held-out windows"),
     "bits_per_byte": Metric("bits", "cost", "loss in bits, per byte of text"),
     "loss_increase": Metric("nats/token", "cost", "loss minus the unquantized model's, paired by window"),
+    "loss_increase/first_order": Metric(
+        "nats/token", "evidence", "what the gradient predicts: sum of gradient times change, before any exact pass"
+    ),
+    "loss_increase/fisher": Metric(
+        "nats²/token²", "evidence", "sum of squared gradient times change, per window: orders layers, is no loss"
+    ),
+    "rank_correlation/first_order": Metric(
+        "1", "evidence", "Spearman's, of its magnitude with the exact loss increase"
+    ),
+    "rank_correlation/fisher": Metric("1", "evidence", "Spearman's, of this order with the exact loss increase"),
     "error_rate": Metric("1", "cost", "share of tokens whose most likely next token is wrong"),
     "floor/numerical": Metric(
         "nats/token", "evidence", "largest loss change of a window when only the batch size or the precision changes"
@@ -65,6 +96,62 @@ METRICS: Mapping[str, Metric] = {
     "floor/window": Metric("nats/token", "evidence", "standard error of the mean over windows"),
     "sites_touched": Metric("count", "evidence", "places that were really quantized"),
     "bits_per_value/model": Metric("bits", "cost", "stored bits per parameter, with those that were left alone"),
+    # Predictions of a changed language model beside the unquantized one's; base is the unquantized model
+    "perplexity": Metric("1", "cost", "e to the loss: the model is as unsure as among that many tokens"),
+    "loss_correlation": Metric("1", "evidence", "Pearson correlation of both models' losses over predictions"),
+    "perplexity_ratio": Metric("1", "cost", "perplexity over the base's, on the same predictions"),
+    "kld": Metric("nats/token", "cost", "KL(base || quantized) over the whole vocabulary, mean over predictions"),
+    "kld/max": Metric("nats/token", "cost", "largest kld of a prediction"),
+    "kld/p99.9": Metric("nats/token", "cost", "kld that 99.9 % of predictions do not exceed"),
+    "kld/p99": Metric("nats/token", "cost", "kld that 99 % of predictions do not exceed"),
+    "kld/p95": Metric("nats/token", "cost", "kld that 95 % of predictions do not exceed"),
+    "kld/median": Metric("nats/token", "cost", "kld that half of the predictions do not exceed"),
+    "kld/p10": Metric("nats/token", "cost", "kld that 10 % of predictions do not exceed"),
+    "kld/p5": Metric("nats/token", "cost", "kld that 5 % of predictions do not exceed"),
+    "kld/p1": Metric("nats/token", "cost", "kld that 1 % of predictions do not exceed"),
+    "kld/reverse": Metric("nats/token", "cost", "KL(quantized || base), mean over predictions"),
+    "delta_p": Metric("1", "description", "probability of the right token minus the base's, mean over predictions"),
+    "delta_p/rms": Metric("1", "cost", "root mean square of the change of the right token's probability"),
+    "top1_changed": Metric("1", "cost", "share of predictions with another most likely token: 1 - same top p"),
+    "flips": Metric("1", "cost", "share of predictions that became right or wrong", "arXiv 2407.09141"),
+    "flips/to_wrong": Metric("1", "cost", "share of predictions that were right and became wrong", "arXiv 2407.09141"),
+    "flips/to_right": Metric(
+        "1", "description", "share of predictions that were wrong and became right", "arXiv 2407.09141"
+    ),
+    **{
+        f"{name}/worst_slice": Metric(unit, "cost", f"{name} of the slice of the text where it is largest")
+        for name, unit in _BY_SLICE.items()
+    },
+    # Real kernels, beside their simulation
+    "bytes/disk": Metric("B", "cost", "file of the whole model's state, as torch.save writes it"),
+    "bytes/disk/unquantized": Metric("B", "evidence", "the same of the unquantized model, in the kernel's dtype"),
+    "bytes/memory": Metric("B", "cost", "memory behind the model's tensors after a forward pass, shared memory once"),
+    "bytes/memory/unquantized": Metric("B", "evidence", "the same of the unquantized model, in the kernel's dtype"),
+    "bits_per_value/quantized": Metric("bits", "cost", "bits stored per weight in the quantized layers, as measured"),
+    "latency_ms": Metric("ms", "cost", "median time of a forward pass, in turns with the unquantized model's"),
+    "latency_ms/unquantized": Metric("ms", "evidence", "median time of the unquantized model's forward pass"),
+    "latency/batch": Metric("count", "evidence", "sequences or images in a timed forward pass"),
+    "latency/length": Metric("count", "evidence", "tokens in each sequence of a timed forward pass"),
+    "latency/threads": Metric("count", "evidence", "CPU threads of a timed forward pass"),
+    "simulation_gap": Metric("nats/token", "evidence", "loss with the kernel minus loss with its simulation"),
+    "simulation_gap/kld": Metric("nats/token", "evidence", "kld with the kernel minus kld with its simulation"),
+    "simulation_gap/flagged": Metric("1", "evidence", "1 where a gap to the simulation exceeds its noise floor"),
+    "layers_left": Metric("count", "evidence", "linear layers that the kernel left alone"),
+    # Optimizer state in few bits
+    "bits_per_value/state": Metric("bits", "cost", "bits stored per number of optimizer state, with all scales"),
+    "bytes/state": Metric("B", "cost", "memory of the optimizer's state, step counters apart"),
+    "train_loss/full_state": Metric("nats/token", "evidence", "train_loss of the same rule with float32 state"),
+    # Tasks of the lm-evaluation-harness; `vectors` hold one number for each document
+    "task_error/acc": Metric("1", "cost", "share of documents whose likeliest answer is wrong: 1 - acc"),
+    "task_error/acc_norm": Metric("1", "cost", "the same with likelihoods per character of the answer"),
+    "task_error/acc_bytes": Metric("1", "cost", "the same with likelihoods per byte of the answer"),
+    "task_error/acc_mutual_info": Metric("1", "cost", "the same with likelihoods over those without the question"),
+    "task_error/exact_match": Metric("1", "cost", "share of documents whose generated answer is not the right one"),
+    "task_error/f1": Metric("1", "cost", "1 - F1 of the generated answer, mean over documents"),
+    "task_bits_per_byte": Metric("bits", "cost", "of a task's documents, long ones counting for more"),
+    "task_perplexity/byte": Metric("1", "cost", "exponential of the nats per byte of a task's documents"),
+    "task_perplexity/word": Metric("1", "cost", "exponential of the nats per word; words are split at white space"),
+    "task_perplexity/target": Metric("1", "cost", "exponential of the mean nats of the right answer"),
     # Training
     "train_loss": Metric("nats/token", "cost", "training loss of one step"),
     "validation_loss": Metric("nats/token", "cost", "loss on the tuning split during training"),

@@ -15,6 +15,8 @@ from torch import Tensor
 from qbench.quant.blocks import NonFinite
 from qbench.quant.moments import Moments, moments, pool
 from qbench.quant.moments import merge as merge_moments
+from qbench.quant.quantizer import Quantizer
+from qbench.quant.spec import QuantizerSpec
 from qbench.quant.sweep import Rows, Table, sweep
 from qbench.stats.blocks import expected_crest_db
 from qbench.stats.gaussian import central_kurtosis
@@ -96,7 +98,9 @@ def measure(x: Tensor) -> ShapeSums:
     return swept(x, ())[1]
 
 
-def swept(x: Tensor, quantizers: Iterable[str], channel_axis: int = -1) -> tuple[Table, ShapeSums]:
+def swept(
+    x: Tensor, quantizers: Iterable[str | QuantizerSpec | Quantizer], channel_axis: int = -1
+) -> tuple[Table, ShapeSums]:
     """The shape of a recorded batch and what quantizers lose on it, in the same pass; see `measure` and `sweep`."""
     x_STC = _sequences(x)
     tokens = _Tokens(x_STC.shape[1])

@@ -39,6 +39,7 @@ _INTEGERS = (
     _row("int8/token", "one scale for each row of the last axis", "LLM.int8(), arXiv 2208.07339"),
     _row("int8/channel", "one scale for each index of the channel axis: outputs of a weight"),
     _row("int8.full/block:128", "all 256 codes; the largest magnitude maps to 128", _ZERO),
+    _row("int8.middle/channel", "all 256 codes; the largest magnitude maps to 127.5 and is clipped", "torchao"),
     _row("int8.asym/token", "0..255 around a stored zero point", "Jacob et al., arXiv 1712.05877"),
     _row("int6/token", "symmetric integers -31..31"),
     _row("int4/tensor", "symmetric integers -7..7, one fp32 scale for the tensor"),

@@ -33,11 +33,12 @@ def expected_loss(
 
     The rounding of stored scales to 7 bits and more is left out (below 0.05 dB), and so is double quantization.
     None where nothing exact is known: an empty tensor, a zero point for fewer than 8 values, a scale other than the
-    largest magnitude over few values, fitted levels in blocks, smoothing, a rotation of few values not Gaussian.
+    largest magnitude over few values, fitted levels in blocks, smoothing, a rotation of few values not Gaussian, a
+    scale fixed before.
     """
     sizes = tuple(shape) or (1,)
     mixed = _mixed(spec, sizes[-1], p)
-    if not prod(sizes) or mixed is None or spec.smooth is not None:
+    if not prod(sizes) or mixed is None or spec.smooth is not None or spec.static:
         return None
     parts = [(_group_loss(spec, n, mixed), share) for n, share in spec.group.populations(sizes, channel_axis)]
     known = [(loss, share) for loss, share in parts if loss is not None]

@@ -37,7 +37,7 @@ _MANY = tuple(range(1, 9))
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "int": Family(_MANY[1:], ("narrow", "full", "asym"), _INTEGER, revision=1),
+        "int": Family(_MANY[1:], ("narrow", "full", "asym", "middle"), _INTEGER, revision=1),
         "uniform": Family(_MANY, ("narrow",), ("rms", "absmax"), revision=1, zero=False),
         "ternary": Family((2,), ("narrow",), ("meanabs", "absmax", "rms", "clip", "mse", "l2"), revision=1),
         "binary": Family((1,), ("narrow",), ("meanabs",), revision=1, zero=False),

@@ -34,6 +34,7 @@ def obstacle(spec: QuantizerSpec) -> str | None:
     """Why the kernel does not measure a format; None where it does."""
     group = spec.group
     reasons = (
+        (spec.static, "the scale was fixed before"),
         (spec.wrapped, "values are transformed first"),
         (spec.rounding != "nearest", f"rounding {spec.rounding}"),
         (spec.fitted, "levels are fitted to the tensor"),

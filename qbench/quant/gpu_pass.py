@@ -19,6 +19,7 @@ def obstacle(spec: QuantizerSpec) -> str | None:
     """Why the kernels do not measure a format; None where they do."""
     group = spec.group
     reasons = (
+        (spec.static, "the scale was fixed before"),
         (spec.wrapped, "values are transformed first"),
         (spec.rounding != "nearest", f"rounding {spec.rounding}"),
         (spec.grid != "int", f"levels of {spec.grid}, on a GPU"),

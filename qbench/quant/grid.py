@@ -28,6 +28,7 @@ class Grid:
     negative_zero: int | None = None
     floating: tuple[int, int] | None = None
     unit_power: bool = False
+    top: float = 0.0  # what the largest magnitude maps to, 0 for the outermost level
     offset: float | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,7 +47,7 @@ class Grid:
     @property
     def peak(self) -> float:
         """The largest magnitude a code can stand for."""
-        return max(-self.levels[0], self.levels[-1])
+        return self.top or max(-self.levels[0], self.levels[-1])
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -67,9 +68,10 @@ def integer(bits: int, variant: str) -> Grid:
     Stored as two's complement.
     """
     half = 2 ** (bits - 1)
-    first, count = {"narrow": (1 - half, 2 * half - 1), "full": (-half, 2 * half), "asym": (0, 2 * half)}[variant]
+    first, count = {"narrow": (1 - half, 2 * half - 1), "asym": (0, 2 * half)}.get(variant, (-half, 2 * half))
     levels = range(first, first + count)
-    return Grid(bits, tuple(float(level) for level in levels), tuple(level % 2**bits for level in levels))
+    top = half - 0.5 if variant == "middle" else 0.0
+    return Grid(bits, tuple(float(level) for level in levels), tuple(level % 2**bits for level in levels), top=top)
 
 
 def uniform(bits: int, _variant: str) -> Grid:

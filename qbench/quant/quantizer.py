@@ -17,6 +17,7 @@ from qbench.quant.rounding import nearest, snap_, whole
 from qbench.quant.scale import Scaling, factor_of, scaling, underflowed
 from qbench.quant.smooth import Calibration, observed
 from qbench.quant.spec import QuantizerSpec, bits_per_value
+from qbench.quant.static import NotCalibrated
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,9 @@ class Quantizer:
 
     `channel_axis` is the axis whose every index has its own scale under `channel`: the last for activations and
     gradients, 0 for weights. `stream` makes another draw of stochastic rounding, `calibration` gives the factors of
-    smoothing. Arithmetic is float64 for float64 tensors, else float32; results have the tensor's dtype.
-    Raises NonFinite for NaN or infinity, CannotRotate and NoSuchAxis where a shape does not fit.
+    smoothing and the scale of a static spec. Arithmetic is float64 for float64 tensors, else float32; results have the
+    tensor's dtype. Raises NonFinite for NaN or infinity, CannotRotate and NoSuchAxis where a shape does not fit,
+    NotCalibrated where a static spec has no scale, or one of other channels.
     """
 
     spec: QuantizerSpec
@@ -55,10 +57,12 @@ class Quantizer:
         used, stored_factors = choice.used, None if self.calibration else choice.factors
         return Encoded(
             codes=packed(codes, choice.grid, self.spec, levels),
-            scales=used.stored if self.spec.rule != "none" else used.stored.new_empty(0),
+            scales=used.stored if self._stores_scales else used.stored.new_empty(0),
             shape=x.shape,
             dtype=x.dtype,
-            zeros=None if used.zeros is None else packed(used.zeros.to(torch.uint8), None, self.spec),
+            zeros=None
+            if used.zeros is None or self.spec.static
+            else packed(used.zeros.to(torch.uint8), None, self.spec),
             outer=used.outer,
             codebook=_codebook(choice.grid, x.device) if self.spec.fitted else None,
             factors=stored_factors,
@@ -75,6 +79,9 @@ class Quantizer:
         levels = unpacked(e.codes, sizes.values.shape, grid, self.spec, dtype)
         if self.spec.rule == "none":
             return _saturating(self.restore(levels, e.shape, e.factors), e.dtype)
+        if self.spec.static:
+            used = self._fixed(Blocks(levels, sizes.dims, sizes.count))
+            return _saturating(self.restore(worth_(levels, used.factor, used.zeros), e.shape, e.factors), e.dtype)
         zeros = None if e.zeros is None else unpacked(e.zeros, e.scales.shape, None, self.spec, dtype)
         factor = factor_of(e.scales, self.spec.scale, e.outer, dtype)
         return _saturating(self.restore(worth_(levels, factor, zeros), e.shape, e.factors), e.dtype)
@@ -113,18 +120,22 @@ class Quantizer:
 
     def choose(self, x: Tensor) -> Choice:
         """Groups, scales and whatever else is chosen by looking at a tensor that is not empty."""
-        x = working(x)
-        factors = None if self.spec.smooth is None else (self.calibration or observed(x)).factors(self.spec.smooth)
-        if factors is not None:
-            factors = factors.to(x.device)
-            x = x / factors.to(x.dtype)
+        x, factors = self.smoothed(working(x))
         blocks = self.blocks(x)
         if not self.spec.fitted:
             grid = grid_of(self.spec)
-            return Choice(grid, blocks, scaling(blocks, self.spec, grid), factors)
+            used = self._fixed(blocks) if self.spec.static else scaling(blocks, self.spec, grid)
+            return Choice(grid, blocks, used, factors)
         used = scaling(blocks, self.spec, _UNIT)
         values = join(blocks.values * used.inverse, x.shape, self.spec.granularity)
         return Choice(fitted_grid(self.spec.grid, self.spec.bits, values), blocks, used, factors)
+
+    def smoothed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`x` (float32 or float64, at least 1-d) with its channels divided by factors, and those."""
+        if self.spec.smooth is None:
+            return x, None
+        factors = (self.calibration or observed(x)).factors(self.spec.smooth).to(x.device)
+        return x / factors.to(x.dtype), factors
 
     def blocks(self, x: Tensor) -> Blocks:
         """The groups of `x` (float32 or float64, at least 1-d) that share a scale, after rotation."""
@@ -152,6 +163,18 @@ class Quantizer:
     def drawn(self, stream: int) -> "Quantizer":
         """The same with another draw of stochastic rounding, for each step of a training run."""
         return replace(self, stream=stream)
+
+    @property
+    def _stores_scales(self) -> bool:
+        return self.spec.rule != "none" and not self.spec.static
+
+    def _fixed(self, blocks: Blocks) -> Scaling:
+        if self.calibration is None or self.calibration.fixed is None:
+            raise NotCalibrated(
+                f"the scale of {self.spec} is fixed before: choose it with capture.calibrate from data that is not "
+                f"measured on, then build({str(self.spec)!r}, calibration=...)"
+            )
+        return self.calibration.fixed.over(blocks, self.spec)
 
     def _snapped(self, choice: Choice) -> Tensor:
         return snapped(choice.blocks, choice.used, choice.grid, self.spec.rounding, self.stream)

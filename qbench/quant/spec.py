@@ -27,7 +27,8 @@ class QuantizerSpec:
 
     Args:
         grid, bits, variant: which levels. `narrow` integers give up the most negative code so that Q(-x) = -Q(x),
-            `full` keep it, `asym` store a zero point. An empty variant is the grid's own.
+            `full` keep it, `middle` keep it and map the largest magnitude between the outermost two, `asym` store a
+            zero point. An empty variant is the grid's own.
         granularity: which values share a scale, see `quant.group`.
         rule: how a scale is chosen, see `quant.scale`. Empty for the grid's own: absmax, or rms for `lloyd`.
         scale: how it is stored.
@@ -35,6 +36,7 @@ class QuantizerSpec:
         smooth: divide each channel by its largest magnitude to this power first.
         hadamard: mix this many neighbours first; 0 stands for the largest power of two that divides the last axis.
         rht: flip signs at random by this seed, then mix the whole last axis.
+        static: the scale (and zero point) was chosen from a calibration set and is not stored with each tensor.
 
     Raises QuantizerName when the parts do not fit together.
 
@@ -52,6 +54,7 @@ class QuantizerSpec:
     smooth: float | None = None
     hadamard: int | None = None
     rht: int | None = None
+    static: bool = False
 
     def __post_init__(self) -> None:
         family = FAMILIES.get(self.grid)
@@ -82,9 +85,9 @@ class QuantizerSpec:
         name += f"/{self.rounding}" if self.rounding != ROUNDINGS[0] else ""
         name += f"+smooth:{self.smooth:g}" if self.smooth is not None else ""
         name += f"+rht:{self.rht}" if self.rht is not None else ""
-        if self.hadamard is None:
-            return name
-        return f"{name}+hadamard" + (f":{self.hadamard}" if self.hadamard else "")
+        if self.hadamard is not None:
+            name += "+hadamard" + (f":{self.hadamard}" if self.hadamard else "")
+        return f"{name}+static" if self.static else name
 
     @property
     def group(self) -> Group:
@@ -137,7 +140,8 @@ def bits_per_value(
     """Stored bits over values, for a tensor of this shape.
 
     Counts codes, scales, zero points, the scales of scales, fitted levels (fp32), smoothing factors (fp32, unless
-    `calibrated`: then they belong to the quantizer, as its grid does), padding of short blocks, and whole bytes.
+    `calibrated`: then they belong to the quantizer, as its grid does, and as everything static), padding of short
+    blocks, and whole bytes.
 
     >>> bits_per_value(QuantizerSpec(bits=4, granularity="token", scale="bf16"), (8, 64))
     4.25
@@ -148,13 +152,13 @@ def bits_per_value(
     groups, codes = spec.group.counts(sizes, channel_axis)
     storage = STORAGES[spec.scale]
     stored = 8 * packed_bytes(codes, spec)
-    if spec.rule != "none":
+    if spec.rule != "none" and not spec.static:
         stored += groups * storage.bits + -(-groups // 256) * storage.inner + storage.tensor
-    if spec.variant == "asym":
+    if spec.variant == "asym" and not spec.static:
         stored += 8 * packed_bytes(groups, spec)
     if spec.fitted:
         stored += 32 * 2**spec.bits
-    if spec.smooth is not None and not calibrated:
+    if spec.smooth is not None and not (calibrated or spec.static):
         stored += 32 * sizes[-1]
     return stored / prod(sizes)
 
@@ -237,5 +241,13 @@ _MISFITS: tuple[tuple[Callable[[QuantizerSpec], bool], str], ...] = (
     (
         lambda s: s.hadamard is not None and s.rht is not None,
         "one rotation is enough: hadamard or rht, not both",
+    ),
+    (
+        lambda s: s.static and s.granularity not in ("tensor", "channel"),
+        "a scale fixed before belongs to the whole tensor or to a channel; {self.granularity} has one for every token",
+    ),
+    (
+        lambda s: s.static and (s.fitted or s.rule == "l2" or s.scale in TWO_LEVEL),
+        "static fixes a scale for each group: not fitted levels, scales of scales, or a norm that grows with the data",
     ),
 )

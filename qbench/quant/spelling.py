@@ -23,14 +23,15 @@ _GRID = re.compile(
     rf"(?:(?P<sized>{'|'.join(_SIZED)})(?P<bits>[1-9][0-9]{{0,2}})|(?P<plain>{'|'.join(_PLAIN)})){_VARIANT}"
 )
 _N = "[1-9][0-9]{0,8}"
-_WRAPPERS: Mapping[str, tuple[re.Pattern[str], type[int] | type[float]]] = MappingProxyType(
+_WRAPPERS: Mapping[str, tuple[re.Pattern[str], type[int] | type[float] | type[bool]]] = MappingProxyType(
     {
         "smooth": (re.compile(r"smooth:([01]?\.?[0-9]{1,6})"), float),
         "hadamard": (re.compile(rf"hadamard(?::({_N}))?"), int),
         "rht": (re.compile(rf"rht:(0|{_N})"), int),
+        "static": (re.compile("(static)"), bool),
     }
 )
-_SPELLINGS = ("smooth:POWER", "hadamard", "hadamard:N", "rht:SEED")
+_SPELLINGS = ("smooth:POWER", "hadamard", "hadamard:N", "rht:SEED", "static")
 
 
 def parse(name: str) -> QuantizerSpec:
@@ -111,6 +112,8 @@ def _read_wrappers(texts: list[str]) -> dict[str, Any]:
             raise unknown("wrapper", text, _SPELLINGS)
         if word in found:
             raise QuantizerName(f"the wrapper {word} is given twice")
+        if "static" in found:
+            raise QuantizerName("static comes last: the scale is that of whatever was done before")
         if word == "smooth" and found:
             raise QuantizerName("smoothing comes before a rotation")
         found[word] = kind(match[1] or 0)

@@ -1,6 +1,7 @@
 """Many quantizers over one tensor: what each loses, for little more than the price of reading it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Protocol
 
@@ -32,7 +33,7 @@ class OnePass(Protocol):
 
 def sweep(
     x: Tensor,
-    quantizers: Iterable[str | QuantizerSpec],
+    quantizers: Iterable[str | QuantizerSpec | Quantizer],
     channel_axis: int = -1,
     see: Callable[[Rows], None] | None = None,
 ) -> Table:
@@ -43,7 +44,8 @@ def sweep(
     columns in the table, of the rows as they come, in runs that end where sequences (the last axis but one) do. Where
     the tensor is unfit for the pass, `see` is not called and the table has no `columns`. Results are on the CPU.
 
-    Raises QuantizerName, NonFinite, CannotRotate or NoSuchAxis.
+    Quantizers that need a calibration are given as they were built with it. Raises QuantizerName, NonFinite,
+    CannotRotate, NoSuchAxis, or NotCalibrated.
 
     >>> sums = sweep(torch.tensor([[7.0, 0.4], [0.0, -14.0]]), ["int4/tensor", "int4/token"])
     >>> {name: (round(s.error, 2), s.zeroed) for name, s in sums.items()}
@@ -55,14 +57,15 @@ def sweep(
 def swept_by(
     shared: OnePass,
     x: Tensor,
-    quantizers: Iterable[str | QuantizerSpec],
+    quantizers: Iterable[str | QuantizerSpec | Quantizer],
     channel_axis: int = -1,
     see: Callable[[Rows], None] | None = None,
 ) -> Table:
     """`sweep` with a given shared pass."""
     _keep_freed_memory()
     x = x.detach()
-    wanted = {str(q.spec): q for q in (build(name, channel_axis) for name in quantizers)}
+    asked = (q if isinstance(q, Quantizer) else build(q, channel_axis) for q in quantizers)
+    wanted = {str(q.spec): replace(q, channel_axis=channel_axis) for q in asked}
     why = {name: shared.obstacle(q.spec) for name, q in wanted.items()}
     together = [q for name, q in wanted.items() if why[name] is None]
     found = shared.measure(x, channel_axis, together, see) if together or see else ""

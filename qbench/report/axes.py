@@ -54,6 +54,19 @@ def signed_log(title: str, values: Iterable[float], knee: float) -> Axis:
     return _marked(title, found, marks, lambda value: asinh(value / knee))
 
 
+def logarithmic(title: str, values: Iterable[float]) -> Axis:
+    """Decades, for values above 0.
+
+    >>> [label for _, label in logarithmic("x", [0.002, 0.3]).ticks]
+    ['0.01', '0.1']
+    """
+    found = list(values)
+    decades = [10.0**i for i in range(-9, 4)]
+    many = max(found, default=1.0) / min(found, default=1.0) > 30
+    marks = decades if many else [step * decade for decade in decades for step in (1, 2, 5)]
+    return _marked(title, found, marks, log10)
+
+
 def _marked(title: str, values: Sequence[float], marks: Sequence[float], scale: Callable[[float], float]) -> Axis:
     low, high = _range([scale(value) for value in values], least=0.5)
     places = [(scale(mark), number(mark, 1)) for mark in marks]

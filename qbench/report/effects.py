@@ -89,7 +89,9 @@ def _rows(run: View, arm: Arm, measure: Mapping[str, Any]) -> list[Row]:
     wanted = {"kind": measure["kind"], "quantizer": measure.get("quantizer") or ""}
     rows = run.select("error" if wanted["quantizer"] else "shape", arm=arm.name, **wanted)
     patterns = [str(pattern) for pattern in measure["sites"]]
-    chosen = {s for pattern in patterns for s in sites.resolve(pattern, measure["kind"], sites.own(arm.wiring, arm.layers))}
+    chosen = {
+        s for pattern in patterns for s in sites.resolve(pattern, measure["kind"], sites.own(arm.wiring, arm.layers))
+    }
     return [row for row in rows if row.site in chosen]
 
 

@@ -63,6 +63,7 @@ class Panel:
     rules: tuple[Rule, ...] = ()
     bands: tuple[Band, ...] = ()
     ringed: tuple[Mark, ...] = ()  # the front over all arms, by rising bits
+    named: tuple[Mark, ...] = ()  # whose labels stand beside them
 
     @property
     def points(self) -> int:

@@ -59,6 +59,7 @@ def draw(panel: Panel, identifier: str, frame: Frame | None = None) -> str:
         *_rules(panel.rules, x, y, frame),
         *(_series(series, x, y) for series in panel.series),
         _rings(panel.ringed, x, y),
+        *_names(panel, x, y),
         "</svg>",
     ]
     return "".join(parts)
@@ -166,3 +167,12 @@ def _rings(marks: Iterable[Mark], x: Place, y: Place) -> str:
         return ""
     circles = "".join(f'<circle cx="{across}" cy="{up}" r="6.5"/>' for across, up in places)
     return f'<g class="front"><path d="M{"L".join(" ".join(place) for place in places)}"/>{circles}</g>'
+
+
+def _names(panel: Panel, x: Place, y: Place) -> Iterable[str]:
+    """Beside the mark, on the side with more room."""
+    for mark in panel.named:
+        right = place(panel.x, mark.x, 0, 1) < 0.6
+        side = "" if right else ' class="before"'
+        at = float(x(mark.x)) + (9 if right else -9)
+        yield f'<text{side} x="{number(at)}" y="{y(mark.y)}" dy="-5">{escape(mark.label)}</text>'

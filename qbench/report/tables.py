@@ -26,6 +26,9 @@ class Table:
     groups: tuple[tuple[str, int], ...] = ()
     styles: tuple[int, ...] = ()  # the arm of each row, where a row is an arm
     note: str = ""
+    words: tuple[int, ...] = ()  # columns that hold text rather than numbers
+    shades: tuple[tuple[int | None, ...], ...] = ()  # of each row's cells but the first, darker for worse
+    marked: tuple[int, ...] = ()  # rows to look at first
 
 
 def arms(run: View, treatments: Sequence[str]) -> Table:

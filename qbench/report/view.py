@@ -27,9 +27,11 @@ class Row:
     scope: str = ""
     quantizer: str = ""
     treatment: str = ""
+    slice: str = ""
     step: int | None = None
     bits: float | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    n: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,8 @@ class View:
 
 
 def matching(rows: Iterable[Row], what: str, wanted: Mapping[str, object]) -> list[Row]:
+    """Those whose fields equal `wanted`; without a `slice` in it, those of no slice."""
+    wanted = {"slice": "", **wanted}
     return [r for r in rows if r.what == what and all(getattr(r, name) == value for name, value in wanted.items())]
 
 
@@ -110,8 +114,10 @@ def _row(record: Record, spec: Mapping[str, Any]) -> Row:
         quantizer=record.quantizer or str(measurement.get("quantizer", "")),
         treatment=str(part(spec, "measurement", "treatment").get("name", "")),
         step=record.step,
+        slice=record.slice,
         bits=record.bits_per_value,
         intervals=record.intervals,
+        n=record.n,
     )
 
 

@@ -26,6 +26,7 @@ COLUMNS: Mapping[str, str] = {
     "site": "VARCHAR",
     "scope": "VARCHAR",
     "quantizer": "VARCHAR",
+    "slice": "VARCHAR",
     "bits_per_value": "DOUBLE",
     "metric": "VARCHAR",
     "unit": "VARCHAR",
@@ -108,7 +109,8 @@ def _place(attempt: Attempt) -> tuple[str, str, int, str, str]:
 def _line(row: Mapping[str, Any], unit: str, status: str) -> Line:
     own = {"model": row["arm"], "unit": unit, "status": status, "samples_digest": row["samples"]}
     own["quantizer"] = row["quantizer"] or row["treatment"]
-    own["record_id"] = digest.of([row[name] for name in ("cell", "kind", "site", "quantizer", "step", "metric")])[:16]
+    told = [row[name] for name in ("cell", "kind", "site", "quantizer", "step", "metric")]
+    own["record_id"] = digest.of([*told, *filter(None, [row["slice"]])])[:16]
     return {name: _printable(own.get(name, row.get(name))) for name in COLUMNS}
 
 
@@ -122,6 +124,7 @@ def _unmeasured(closing: Closing) -> dict[str, Any]:
     return row | {
         "kind": measurement.get("kind", kind),
         "site": "",
+        "slice": "",
         "scope": treatment.get("scope", "") if len(assigned) == 1 else "",
         "quantizer": measurement.get("quantizer", quantizer),
         "metric": "",

@@ -200,7 +200,7 @@ def _is_number(value: Any) -> bool:
 
 _REQUIRED = {"cell", "values", "question", "status", "spec"}
 _RECORD_TYPES: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("cell", "kind", "site", "scope", "quantizer", "samples"), _is_text),
+    **dict.fromkeys(("cell", "kind", "site", "scope", "quantizer", "samples", "slice"), _is_text),
     **dict.fromkeys(("values", "intervals"), _is_map),
     **dict.fromkeys(("n", "step"), _is_count),
     "bits_per_value": _is_number,

@@ -18,7 +18,8 @@ DIGITS = 9  # significant digits kept: more than float32 carries
 class Record:
     """One set of numbers: what was measured at one place of one cell.
 
-    `site` and `quantizer` are empty where they do not apply; `step` is a training step, None after training.
+    `site` and `quantizer` are empty where they do not apply; `step` is a training step, None after training; `slice` is
+    the part of the data, or of the tensor, that these numbers are of, empty for the whole.
     `intervals` are 95 % intervals over the `n` samples whose vectors stand in the evidence file `samples`.
     """
 
@@ -33,6 +34,7 @@ class Record:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     n: int = 0
     samples: str = ""
+    slice: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

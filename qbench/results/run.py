@@ -38,6 +38,7 @@ class Row(TypedDict):
     site: str
     scope: str
     quantizer: str
+    slice: str
     bits_per_value: float | None
     metric: str
     value: float
@@ -221,4 +222,4 @@ def _refuse_unknown(where: Mapping[str, object]) -> None:
             raise TypeError(f"records have no {name!r}; {hint}known: {', '.join(Where.__annotations__)}")
 
 
-_OF_RECORD = ("step", "kind", "site", "scope", "quantizer", "bits_per_value", "n", "samples")
+_OF_RECORD = ("step", "kind", "site", "scope", "quantizer", "slice", "bits_per_value", "n", "samples")

@@ -102,3 +102,11 @@ def training_answer(cell: Cell, log: Log, seconds: float) -> Answer:
     warning = {"stuck": "stuck at unigram: the model learned little but byte frequencies", "diverged": "diverged"}
     warnings = (warning[summary["status"]],) if summary["status"] in warning else ()
     return Answer(cell, tuple(records), warnings=warnings, seconds=seconds)
+
+
+def single(assign: Mapping[str, str]) -> tuple[str, str]:
+    """Kind and quantizer of a treatment with one entry; several kinds have no one name."""
+    if len(assign) != 1:
+        return "", ""
+    ((key, quantizer),) = assign.items()
+    return key.partition(":")[0], quantizer

@@ -1,55 +1,86 @@
-"""The cells of a suite in running order, each named by the hash of its content."""
+"""Cells: one model, one seed, one measurement each, named by the hash of their content."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from qbench.capture.sites import CALIBRATION_SITES
+from qbench.data.catalog import stored_name
 from qbench.models.spec import ModelSpec
-from qbench.quant.catalog import quantizer_spec
 from qbench.results import digest
-from qbench.suite.value import CALIBRATION, Arm, Suite, Treatment, stored_name
+from qbench.suite.value import PRETRAINED, Treatment
 from qbench.train.spec import TrainingSpec
 
 TRAIN_REVISION = 1  # raised by hand when training gives other weights
 MEASURE_REVISION = 2  # raised by hand when a measurement gives other numbers; quantizers have revisions of their own
 DIGITS = 16  # hexadecimal, of an id
-ROWS, WIDTH = 2048, 96  # of the calibration tensors
 
 # What is watched during a training changes its record and not its weights.
 WATCHED = ("shape_steps", "checkpoints")
 
-# The fields that say what a measurement is; the others stay empty.
-_FIELDS: Mapping[str, tuple[str, ...]] = {
+What = Literal["training", "model", "shape", "error", "outliers", "loss", "kernel", "sensitivity", "task", "optimizer"]
+# The fields that say what a measurement is; the others stay empty. `passage` and `options` only where they are given.
+_READ = ("windows", "split", "passage")
+_FIELDS: Mapping[What, tuple[str, ...]] = {
     "training": (),
-    "shape": ("kind", "sites", "windows", "split"),
-    "error": ("kind", "sites", "windows", "split", "quantizer"),
-    "loss": ("windows", "split", "treatment"),
+    "model": (),
+    "shape": ("kind", "sites", *_READ),
+    "error": ("kind", "sites", *_READ, "quantizer", "options"),
+    "outliers": ("kind", "sites", *_READ),
+    "loss": (*_READ, "treatment", "options"),
+    "kernel": (*_READ, "options"),
+    "sensitivity": (*_READ, "options"),
+    "task": ("options",),
+    "optimizer": (*_READ, "options"),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A model from elsewhere as it was found: what a cell keeps of it, where it is, what its weights are called."""
+
+    model: Mapping[str, Any]
+    source: str
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """What trained weights depend on beside the suite; `device` is a class of hardware, such as cpu."""
+    """What numbers depend on beside the suite; `device` is a class of hardware, such as cpu.
+
+    `found` are the models from elsewhere by arm, the other digests those of the calibration data and of the task files,
+    `libraries` the versions of those whose kernels run.
+    """
 
     data_digest: str
     torch_version: str
     device: str
     plugins_digest: str = ""
+    calibration_digest: str = ""
+    tasks_digest: str = ""
+    found: Mapping[str, Found] = field(default_factory=dict[str, Found])
+    libraries: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def of_cells(self) -> dict[str, Any]:
+        names = ("data_digest", "torch_version", "device", "plugins_digest")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What one cell measures; `sites` are scopes and patterns, as the suite has them."""
+    """What one cell measures; `sites` are scopes and patterns, as the suite has them.
 
-    what: Literal["training", "shape", "error", "loss"]
+    `passage` says how a text becomes windows for a model from elsewhere, `options` what else is asked.
+    """
+
+    what: What
     kind: str = ""
     sites: tuple[str, ...] = ()
     windows: int = 0
     split: str = ""
+    passage: Mapping[str, Any] = field(default_factory=dict[str, Any])
     quantizer: str = ""
     treatment: Treatment | None = None
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def title(self) -> str:
@@ -60,22 +91,31 @@ class Measurement:
         """
         if self.treatment is not None:
             return f"loss, {self.treatment.name}"
-        return f"error of {self.quantizer} on {self.kind}" if self.quantizer else f"{self.what} {self.kind}".rstrip()
+        if self.quantizer:
+            return f"error of {self.quantizer} on {self.kind}{_at(self.sites)}"
+        return f"{self.what} {self.options.get('name', self.kind)}".rstrip() + _at(self.sites)
 
     def spec(self) -> dict[str, Any]:
         """What is asked as JSON, without the fields that do not apply: weights have no windows."""
         part = {name: getattr(self, name) for name in _FIELDS[self.what]}
         if self.treatment is not None:
             part["treatment"] = asdict(self.treatment)
-        return {"what": self.what} | {name: _listed(value) for name, value in part.items() if value or name == "sites"}
+        return {"what": self.what} | {name: listed(value) for name, value in part.items() if value or name == "sites"}
+
+    @property
+    def shared(self) -> str:
+        """The same for measurements of tensors that are answered in one pass over the same tensors."""
+        return digest.of({name: listed(getattr(self, name)) for name in ("kind", "sites", *_READ)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One model, one seed, one measurement: the unit that runs, fails, is kept and resumed as a whole.
 
-    `model` and `training` are specs as JSON; the calibration arm has no training. Cells other than a training leave
-    out what is watched during it, so that watching more does not measure the model again.
+    `model` and `training` are specs as JSON; the calibration arm and models from elsewhere have no training. Cells
+    other than a training leave out what is watched during it, so that watching more does not measure the model again.
+    `sources` says where things are for whoever answers the cell, and is no part of what it is: the folder of the
+    `model`, of its `reference`, the `calibration` data and the folder of `tasks`.
     """
 
     suite: str
@@ -91,6 +131,7 @@ class Cell:
     plugins_digest: str
     measurement: Measurement
     revisions: Mapping[str, Any]
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def spec(self) -> dict[str, Any]:
         """Everything that the cell is, as JSON and without anyone's paths: what a closing line keeps."""
@@ -132,6 +173,10 @@ class Cell:
         return self.measurement.title
 
     @property
+    def pretrained(self) -> bool:
+        return self.model.get("arch") == PRETRAINED
+
+    @property
     def training_key(self) -> str:
         """What trained weights are kept under: equal keys have equal weights, whichever suite or arm asks for them.
 
@@ -139,7 +184,7 @@ class Cell:
         is kept under `log_key` beside them, so a suite that watches other steps trains again for its record.
         """
         model = {name: value for name, value in self.model.items() if name != "arch"}
-        weights = {"model": model, "training": _unwatched(self.training), "seed": self.seed, "data": self.data_digest}
+        weights = {"model": model, "training": unwatched(self.training), "seed": self.seed, "data": self.data_digest}
         where = {"torch": self.torch_version, "device": self.device, "revision": TRAIN_REVISION}
         return digest.of(weights | where)
 
@@ -149,13 +194,13 @@ class Cell:
         return digest.of({name: (self.training or {}).get(name, []) for name in WATCHED})[:DIGITS]
 
     def model_spec(self) -> ModelSpec:
-        """The model as a value; ValueError for the calibration arm, which has none."""
+        """The model as a value; ValueError where it is not one that we build."""
         if self.training is None:
             raise ValueError(f"the {self.arm} arm has no model")
         return ModelSpec(**{name: value for name, value in self.model.items() if name != "arch"})
 
     def training_spec(self) -> TrainingSpec:
-        """The training as a value; ValueError for the calibration arm, which has none."""
+        """The training as a value; ValueError where there is none."""
         if self.training is None:
             raise ValueError(f"the {self.arm} arm has no training")
         parts: dict[str, Any] = {**self.training}
@@ -179,86 +224,13 @@ class Cell:
         return cls(**parts)
 
 
-def expand(suite: Suite, environment: Environment) -> list[Cell]:
-    """All cells, model by model: first the calibration arm, then for each arm and seed its training, shapes, errors
-    and losses. Pure: the same suite and environment give the same cells.
-    """
-    asked = list(_measurements(suite))
-    cells = list(_calibration(suite, environment))
-    for arm in suite.arms:
-        for seed in arm.seeds:
-            cells += [_cell(suite, environment, arm, seed, measurement) for measurement in asked]
-    return cells
-
-
-def groups(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
-    """Cells of one arm and seed together, in order: they share one trained model."""
-    return [tuple(group) for _, group in groupby(cells, key=lambda cell: (cell.arm, cell.seed))]
-
-
-def _measurements(suite: Suite) -> Iterator[Measurement]:
-    yield Measurement(what="training")
-    places: list[dict[str, Any]] = [
-        {"kind": t.kind, "sites": t.sites, "windows": t.windows, "split": t.split} for t in suite.tensors
-    ]
-    seen: list[Mapping[str, Any]] = []
-    for place in places:
-        if place not in seen:  # two entries may share a place and differ in quantizers
-            yield Measurement(what="shape", **place)
-            seen.append(place)
-    for place, tensors in zip(places, suite.tensors, strict=True):
-        for name in tensors.quantizers:
-            yield Measurement(what="error", quantizer=name, **place)
-    windows, split = suite.evaluate.windows, suite.evaluate.split
-    for treatment in suite.treatments:
-        yield Measurement(what="loss", windows=windows, split=split, treatment=treatment)
-
-
-def _cell(suite: Suite, environment: Environment, arm: Arm, seed: int, measurement: Measurement) -> Cell:
-    training = {name: _listed(value) for name, value in asdict(arm.training).items()}
-    return Cell(
-        suite=suite.name,
-        version=suite.version,
-        arm=arm.name,
-        model=asdict(arm.model) | {"arch": arm.arch},
-        training=training if measurement.what == "training" else _unwatched(training),
-        seed=seed,
-        data=suite.data,
-        measurement=measurement,
-        revisions={"train": TRAIN_REVISION} | _revisions(measurement),
-        **asdict(environment),
-    )
-
-
-def _calibration(suite: Suite, environment: Environment) -> Iterator[Cell]:
-    """Tensors with known moments under the suite's own activation quantizers: the instrument is checked first."""
-    names = dict.fromkeys(name for t in suite.tensors if t.kind == "activation" for name in t.quantizers)
-    place: dict[str, Any] = {"kind": "activation", "sites": CALIBRATION_SITES}
-    asked = [Measurement(what="error", quantizer=name, **place) for name in names]
-    for measurement in [Measurement(what="shape", **place), *asked]:
-        yield Cell(
-            suite=suite.name,
-            version=suite.version,
-            arm=CALIBRATION,
-            model={"arch": CALIBRATION, "rows": ROWS, "width": WIDTH},
-            training=None,
-            seed=0,
-            data="synthetic",
-            measurement=measurement,
-            revisions=_revisions(measurement),
-            **asdict(environment) | {"data_digest": ""},
-        )
-
-
-def _revisions(measurement: Measurement) -> dict[str, Any]:
-    used = [measurement.quantizer] if measurement.quantizer else []
-    used += measurement.treatment.assign.values() if measurement.treatment else []
-    return {"measure": MEASURE_REVISION, "quantizers": sorted({quantizer_spec(name).revision for name in used})}
-
-
-def _unwatched(training: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def unwatched(training: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if training is None else {n: v for n, v in training.items() if n not in WATCHED}
 
 
-def _listed(value: Any) -> Any:
+def _at(sites: Sequence[str]) -> str:
+    return f" at {sites[0]}" if len(sites) == 1 and sites[0] not in ("all", "weights") else ""
+
+
+def listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

@@ -16,13 +16,14 @@ from pydantic import (
 
 from qbench.capture.sites import MOST_LAYERS, Kind
 from qbench.models.spec import ModelSpec
-from qbench.suite.value import Split
+from qbench.suite.value import Attention, Bos, Dtype
 from qbench.train.spec import TrainingSpec
 
 LARGEST = 2**31 - 1  # any count; a seed too, because random number generators want no more
 MOST_CELLS = 100_000
 MOST_PROFILES = 20
 REQUIRED = ("suite", "version", "question", "models")
+LOADING = ("load", "revision", "dtype", "attention", "device_map", "reference")
 
 
 class Form(BaseModel):
@@ -112,9 +113,18 @@ QuantizerList = Annotated[tuple[Quantizers, ...], BeforeValidator(_as_many), Fie
 
 
 class ModelEntry(Form):
-    """One arm, or with `product`, `zip` or `ablate` several; their keys are arch, spec.* and training.*."""
+    """One arm, or with `product`, `zip` or `ablate` several; their keys are arch, spec.* and training.*.
 
-    name: Name
+    With `load` the arm is a model that was trained elsewhere; LOADING are the keys that go with it.
+    """
+
+    name: Name = ""
+    load: Text | None = None
+    revision: Annotated[str, Field(max_length=200)] = ""
+    dtype: Dtype = "float32"
+    attention: Attention = "sdpa"
+    device_map: Annotated[str, Field(max_length=200)] = ""
+    reference: Annotated[str, Field(max_length=1000)] = ""
     arch: Word | None = None
     seeds: Seeds | None = None
     spec: SpecForm = SpecForm()  # pyright: ignore[reportInvalidTypeForm]
@@ -129,8 +139,9 @@ class TensorsEntry(Form):
     kind: Kind
     sites: Words = ("all",)
     windows: Count | None = None
-    split: Split | None = None
+    split: Literal["test", "tune"] | None = None
     quantizers: QuantizerList = ()
+    outliers: bool = False
 
 
 class TreatmentEntry(Form):
@@ -152,7 +163,34 @@ class TreatmentEntry(Form):
 
 class EvaluateForm(Form):
     windows: Count = 128
-    split: Split = "test"
+    split: Literal["test", "tune"] = "test"
+    context: Count | None = None
+    stride: Count | None = None
+    bos: Bos = "auto"
+
+
+class CalibrationForm(Form):
+    data: Word
+    windows: Count = 16
+    overlap: bool = False
+
+
+class SensitivityEntry(Form):
+    weights: Word = ""
+    inputs: Word = ""
+    top: Count | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> "SensitivityEntry":
+        if not (self.weights or self.inputs):
+            raise ValueError("a sensitivity sweep quantizes weights, inputs, or both: name a quantizer")
+        return self
+
+
+class EvalForm(Form):
+    lm_eval: Words
+    include: Word | None = None
+    limit: Count | None = None
 
 
 class BudgetForm(Form):
@@ -199,6 +237,11 @@ class SuiteForm(Form):
     tensors: tuple[TensorsEntry, ...] = ()
     evaluate: EvaluateForm = EvaluateForm()
     treatments: tuple[TreatmentEntry, ...] = ()
+    calibration: CalibrationForm | None = None
+    kernels: Words = ()
+    sensitivity: tuple[SensitivityEntry, ...] = ()
+    eval: EvalForm | None = None
+    optimizers: Words = ()
     budget: BudgetForm = BudgetForm()
     effects: tuple[EffectEntry, ...] = ()
     profiles: Annotated[dict[str, dict[str, Any]], Field(max_length=MOST_PROFILES)] = {}

@@ -13,7 +13,8 @@ from qbench.models.catalog import MODELS, model_spec
 from qbench.names import UnknownName, pick, suggestion
 from qbench.suite.explain import note
 from qbench.suite.findings import Findings, Path
-from qbench.suite.form import ModelEntry, SpecForm, SuiteForm, TrainingForm, settings
+from qbench.suite.form import LOADING, ModelEntry, SpecForm, SuiteForm, TrainingForm, settings
+from qbench.suite.loaded import FromSuite, Loaded, check_references
 from qbench.suite.value import CALIBRATION, Arm
 from qbench.train.spec import TrainingSpec
 
@@ -34,19 +35,29 @@ def count(entry: ModelEntry) -> int:
     return grid + sum(len(_many(values)) for values in entry.ablate.values())
 
 
-def arms(form: SuiteForm, findings: Findings) -> tuple[Arm, ...]:
-    """All arms of a suite in the order of the file; an entry with mistakes gives none."""
+def arms(form: SuiteForm, findings: Findings, absolute: FromSuite) -> tuple[Arm, ...]:
+    """All arms of a suite in the order of the file; an entry with mistakes gives none.
+
+    `absolute` makes a path that stands in the file absolute.
+    """
     made: dict[str, Arm] = {}
+    places: list[Path] = []
     for i, entry in enumerate(form.models):
         reader = _Entry(form, entry, findings, ("models", i))
-        for arm in reader.arms():
+        for arm in reader.arms() if entry.load is None else reader.loaded(absolute):
             if arm.name == CALIBRATION:
                 reader.add("name", f"{arm.name!r} is the name of the arm of known tensors")
             if arm.name in made:
                 hint = ", with the keys of its grid in braces" if count(entry) > 1 else ""
                 reader.add("name", f"a second arm {arm.name!r}; each needs a name of its own{hint}")
+            else:
+                places.append(reader.path)
             made[arm.name] = arm
-    return tuple(made.values())
+    found = tuple(made.values())
+    check_references(found, findings, tuple(places))
+    if len({arm.training is None for arm in found}) > 1:
+        findings.add(("models",), "a suite trains all of its models or loads all of them: they are judged differently")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +72,19 @@ class _Entry:
     def add(self, part: str, text: str, *inner: str | int, key: bool = False) -> None:
         self.findings.add((*self.path, part, *inner), text, key)
 
+    def loaded(self, absolute: FromSuite) -> Iterator[Arm]:
+        arm = Loaded(self.entry, self.findings, self.path, absolute).arm()
+        if arm is not None:
+            yield arm
+
     def arms(self) -> Iterator[Arm]:
         before = self.findings.noted
         entry = self.entry
+        if not entry.name:
+            self.findings.add(self.path, "name is missing")
+        for key in LOADING:
+            if getattr(entry, key) != type(entry).model_fields[key].default:
+                self.add(key, "belongs to a model that is loaded; write load: FOLDER", key=True)
         axes = {part: self._axes(part, getattr(entry, part)) for part in ("product", "zip", "ablate")}
         fixed = _dotted(entry) | ({} if entry.arch is None else {"arch": entry.arch})
         self._check_arch(fixed, axes)

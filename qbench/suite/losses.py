@@ -15,7 +15,7 @@ from qbench.quant.quantizer import Quantizer
 from qbench.quant.quantizer import build as build_quantizer
 from qbench.results.record import Record
 from qbench.stats.interval import mean_interval
-from qbench.suite.answer import CHANNEL_AXIS, Answer, Subject, attempt
+from qbench.suite.answer import CHANNEL_AXIS, Answer, Subject, attempt, single
 from qbench.suite.cells import Cell
 
 
@@ -106,7 +106,7 @@ def _loss_record(
         values["loss_increase"] = increase
         values["floor/window"] = _standard_error(paired)
         intervals["loss_increase"] = (bounds[0], bounds[1])
-    kind, quantizer = _single(treatment.assign)
+    kind, quantizer = single(treatment.assign)
     return Record(
         cell=cell.id,
         kind=kind,
@@ -122,11 +122,3 @@ def _loss_record(
 def _standard_error(each: np.ndarray) -> float:
     """Of the mean; NaN for a single value: it has no spread."""
     return float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else nan
-
-
-def _single(assign: Mapping[str, str]) -> tuple[str, str]:
-    """Kind and quantizer of a treatment with one entry; several kinds have no one name."""
-    if len(assign) != 1:
-        return "", ""
-    ((key, quantizer),) = assign.items()
-    return key.partition(":")[0], quantizer

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qbench.capture.sites import Kind, own, resolve
+from qbench.capture.sites import Kind, resolve
 from qbench.names import UnknownName, suggestion
 from qbench.suite import quantizers
 from qbench.suite.findings import Findings, Path
@@ -16,15 +16,18 @@ KINDS: tuple[Kind, ...] = ("activation", "weight")  # what a treatment may quant
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """Selects places in every arm; `arms` has one arm of each wiring and depth, all that places depend on."""
+    """Selects places in every arm; `arms` has one arm of each set of names."""
 
     arms: Sequence[Arm]
     findings: Findings
 
     def select(self, pattern: str, kind: Kind, path: Path) -> dict[str, frozenset[str]]:
-        """Arm -> the sites that the pattern at `path` selects there; none in one arm is a mistake, and gives {}."""
+        """Arm -> the sites that the pattern at `path` selects there; none in one arm is a mistake, and gives {}.
+
+        An arm whose sites are known only when it is loaded is left out: there the cells fail that select nothing.
+        """
         try:
-            return {arm.name: frozenset(_resolve(pattern, kind, arm)) for arm in self.arms}
+            return {arm.name: frozenset(_resolve(pattern, kind, arm)) for arm in self.arms if arm.names}
         except UnknownName as error:
             self.findings.add(path, str(error))
             return {}
@@ -40,17 +43,14 @@ class Sites:
 
 def _resolve(pattern: str, kind: Kind, arm: Arm) -> tuple[str, ...]:
     try:
-        return resolve(pattern, kind, own(arm.model.wiring, arm.model.layers))
+        return resolve(pattern, kind, arm.names) if arm.names else ()
     except UnknownName as error:
         raise UnknownName(f"{error}; looked for in arm {arm.name!r}") from None
 
 
 def one_of_each(arms: Sequence[Arm]) -> tuple[Arm, ...]:
-    """The first arm of each wiring and depth."""
-    found: dict[object, Arm] = {}
-    for arm in arms:
-        found.setdefault((arm.model.wiring, arm.model.layers), arm)
-    return tuple(found.values())
+    """The first arm of each set of names: of each wiring and depth, and each model that is loaded."""
+    return tuple({arm.names: arm for arm in reversed(arms)}.values())[::-1]
 
 
 def tensors(entries: Sequence[TensorsEntry], sites: Sites) -> tuple[Tensors, ...]:
@@ -73,6 +73,8 @@ def _tensors(entry: TensorsEntry, sites: Sites, path: Path) -> Tensors:
     for key in ("windows", "split"):
         if weights and getattr(entry, key) is not None:
             sites.findings.add((*path, key), "weights are read from the model; no text is involved", key=True)
+    if entry.outliers and entry.kind != "activation":
+        sites.findings.add((*path, "outliers"), "an outlier map is one of activations", key=True)
     for j, pattern in enumerate(entry.sites):
         sites.select(pattern, entry.kind, (*path, "sites", j))
     return Tensors(
@@ -80,6 +82,7 @@ def _tensors(entry: TensorsEntry, sites: Sites, path: Path) -> Tensors:
         sites=entry.sites,
         windows=0 if weights else entry.windows or WINDOWS,
         split="" if weights else entry.split or "test",
+        outliers=entry.outliers,
         quantizers=quantizers.names(entry.quantizers, sites.findings, (*path, "quantizers")),
     )
 

@@ -100,8 +100,10 @@ def substituted(tree: Node) -> tuple[Node, list[Mistake]]:
         value = params[name].value if name is not None and name in params and not _in_params(path) else None
         if value is None and len(mistakes) < ENOUGH:
             mistakes.append(Mistake(node.mark, path, _misused(name, params, path)))
+        # A path that was given on the command line starts from there, not from the file.
+        mark = params[name].mark if name is not None and name in params and not params[name].mark.line else node.mark
         # A list in place of a scalar is a mistake of the parameter; copied into many places it could fill the memory.
-        return Node(None if isinstance(value, Mapping | tuple) else value, node.mark, node.key)
+        return Node(None if isinstance(value, Mapping | tuple) else value, mark, node.key)
 
     return replaced(tree, ""), mistakes
 
@@ -110,7 +112,7 @@ def _misused(name: str | None, params: Keys, path: str) -> str:
     if _in_params(path):
         return "a parameter is a plain value, not another parameter"
     if name in params:
-        return f"parameter {name!r} holds nothing"
+        return f"parameter {name!r} holds nothing; give it one with --set {name}=VALUE"
     if name is None:
         return "${...} stands for a whole value, with nothing around it"
     return _undeclared(name, params)

@@ -20,7 +20,7 @@ from qbench.quant.quantizer import Quantizer, build
 from qbench.quant.spec import bits_per_value
 from qbench.quant.sweep import ErrorSums
 from qbench.quant.sweep import sweep as sweep_sums
-from qbench.suite.tensors import Tally
+from qbench.suite.tally import Tally
 
 USUAL = ("int8/token", "int4/token", "int4/block:32", "mxfp4")
 Values = dict[str, float]

@@ -10,15 +10,19 @@ import numpy as np
 
 from qbench.data import catalog as data
 from qbench.data.text import BadData, Corpus
+from qbench.models.spec import ModelSpec
 from qbench.names import UnknownName
 from qbench.results import evidence, origin
 from qbench.results.record import Closing, Record, Status
 from qbench.results.run import Run, read
 from qbench.results.store import Store, settled
 from qbench.suite import plugins
-from qbench.suite.cells import Cell, Environment, expand, groups
+from qbench.suite.cells import Cell, Environment
 from qbench.suite.device import Choice, Device, find, torch_version
 from qbench.suite.engine import Message, work
+from qbench.suite.expand import expand, groups
+from qbench.suite.found import data_digest, versions
+from qbench.suite.found import find as find_models
 from qbench.suite.schema import Suite, load
 from qbench.suite.value import TUNING_WINDOWS
 
@@ -34,6 +38,7 @@ class Plan:
     cells: tuple[Cell, ...]
     done: frozenset[str]
     plugin_files: tuple[Path, ...] = ()
+    trust_remote_code: bool = False
 
     @property
     def groups(self) -> list[tuple[Cell, ...]]:
@@ -95,14 +100,14 @@ def plan(suite: Suite, out: Path, device: Device, workers: int, plugin_files: Se
 
     Raises BadData where the text has fewer windows than are asked for: better now than after the training.
     """
-    corpus = data.load(suite.data)
-    _check_windows(suite, corpus)
     environment = Environment(
-        data_digest=corpus.digest,
+        data_digest=data_digest(suite.data) if suite.pretrained else _trained_on(suite),
         torch_version=torch_version(),
         device=device.cls,
         plugins_digest=plugins.digest(plugin_files),
     )
+    if suite.pretrained:
+        environment = _with_models(environment, suite)
     cells = tuple(expand(suite, environment))
     ids = {cell.id for cell in cells}
     done = frozenset(cell for cell, status in settled(out).items() if status == "measured" and cell in ids)
@@ -111,10 +116,29 @@ def plan(suite: Suite, out: Path, device: Device, workers: int, plugin_files: Se
     )
 
 
+def _trained_on(suite: Suite) -> str:
+    """The digest of the text, which has as many windows as are asked for."""
+    corpus = data.load(suite.data)
+    _check_windows(suite, corpus)
+    return corpus.digest
+
+
+def _with_models(environment: Environment, suite: Suite) -> Environment:
+    """With the models from elsewhere, and what else they are measured with."""
+    include = suite.tasks.include if suite.tasks else ""
+    return replace(
+        environment,
+        found=find_models(suite),
+        libraries=versions(),
+        calibration_digest=data_digest(suite.calibration.data) if suite.calibration else "",
+        tasks_digest=data_digest(f"text:{include}") if include else "",
+    )
+
+
 def _check_windows(suite: Suite, corpus: Corpus) -> None:
     asked = [("evaluate", suite.evaluate.windows, suite.evaluate.split)]
     asked += [(f"tensors of kind {t.kind}", t.windows, t.split) for t in suite.tensors if t.split]
-    context = max(arm.model.context for arm in suite.arms)
+    context = max(arm.model.context for arm in suite.arms if isinstance(arm.model, ModelSpec))
     for what, windows, split in [*asked, ("training", 1, "train"), ("training", TUNING_WINDOWS, "tune")]:
         there = max(0, len(getattr(corpus, split)) - context)
         if windows > there:
@@ -146,7 +170,7 @@ def _asked(plan: Plan, options: Mapping[str, Any]) -> origin.Asked:
         suite=suite.text,
         cells=[cell.id for cell in plan.cells],
         options=options,
-        seeds=sorted({cell.seed for cell in plan.cells if cell.training is not None}),
+        seeds=sorted({cell.seed for cell in plan.cells if cell.training is not None or cell.pretrained}),
         data={suite.data_name: plan.data_digest},
         device=plan.device.cls,
         gpus=[plan.device.cls.partition(":")[2]] if plan.device.kind == "cuda" else [],
@@ -184,6 +208,7 @@ def _task(plan: Plan, group: Iterable[Cell], wanted: Mapping[str, Cell]) -> dict
     return {
         "device": plan.device.kind,
         "plugins": [str(path.resolve()) for path in plan.plugin_files],
+        "trust_remote_code": plan.trust_remote_code,
         "cells": [cell.to_json() for cell in group],
         "wanted": list(wanted),
     }

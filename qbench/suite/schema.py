@@ -3,19 +3,19 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from qbench.data.catalog import split
-from qbench.names import UnknownName
-from qbench.suite import effects, grid, measured, overlay, quantizers
+from qbench.suite import deployed, effects, grid, measured, overlay, quantizers
 from qbench.suite.document import LARGEST_FILE, Node, parse
 from qbench.suite.explain import checked
 from qbench.suite.findings import Findings, child
+from qbench.suite.findings import Path as Place
 from qbench.suite.form import MOST_PROFILES, SuiteForm, TreatmentEntry
 from qbench.suite.mistakes import BadSuite, Mark, Mistake
 from qbench.suite.shipped import find
-from qbench.suite.value import Budget, Evaluate, Suite
+from qbench.suite.value import Budget, Suite
 
 __all__ = ["BadSuite", "Suite", "load"]
 
@@ -51,9 +51,10 @@ def load(suite: str | Path, overrides: Sequence[Override] = (), profile: str | N
     unreadable = frozenset(mistake.mark for mistake in mistakes)
     made, found = _variant(tree, file, unreadable)
     mistakes += found
+    needed = _fills(tree, file.overrides)
     for name in ["", *_profiles(tree)]:
-        if name != file.profile or file.overrides:
-            _, found = _variant(tree, _File(path, file.text, name), unreadable)
+        if name != file.profile or file.overrides != needed:
+            _, found = _variant(tree, _File(path, file.text, name, needed), unreadable)
             mistakes += _new(found, mistakes, name)
     if made is None or mistakes:
         raise BadSuite(mistakes)
@@ -80,6 +81,12 @@ def _profiles(tree: Node) -> list[str]:
     """Names of the profiles to lay over the file; none where there are too many, which the form reports."""
     names = list(overlay.keys(child(tree, "profiles")))
     return names if len(names) <= MOST_PROFILES else []
+
+
+def _fills(tree: Node, overrides: Sequence[Override]) -> tuple[Override, ...]:
+    """The overrides that the file cannot do without: of parameters that hold nothing."""
+    empty = {key for key, node in overlay.keys(child(tree, "params")).items() if node.value is None}
+    return tuple(option for option in overrides if option[0].removeprefix("params.") in empty)
 
 
 def _new(found: Sequence[Mistake], known: Sequence[Mistake], profile: str) -> list[Mistake]:
@@ -109,7 +116,7 @@ def _suite(findings: Findings, file: _File) -> Suite | None:
     if _too_large(form, findings):
         return None
     counts = [findings.noted]
-    arms = grid.arms(form, findings)
+    arms = grid.arms(form, findings, partial(_from_suite, findings=findings, file=file))
     counts.append(findings.noted)
     sites = measured.Sites(measured.one_of_each(arms), findings)
     tensors = measured.tensors(form.tensors, sites)
@@ -119,17 +126,24 @@ def _suite(findings: Findings, file: _File) -> Suite | None:
     grown = (low < high for low, high in pairwise(counts))
     unsure = bad | {key for key, more in zip(("models", "tensors", "treatments"), grown, strict=True) if more}
     names = [arm.name for arm in arms], [treatment.name for treatment in treatments]
+    loading = any(arm.training is None for arm in arms)
+    asked = deployed.asked(form, findings, partial(_from_suite, findings=findings, file=file), loading)
     return Suite(
         name=form.suite,
         version=form.version,
         question=form.question,
         note=form.note,
         params=form.params,
-        data=_data(form.data, findings, file),
+        data=deployed.data(form.data, ("data",), findings, partial(_from_suite, findings=findings, file=file)),
         arms=arms,
         tensors=tensors,
-        evaluate=Evaluate(windows=form.evaluate.windows, split=form.evaluate.split),
+        evaluate=asked.evaluate,
         treatments=treatments,
+        calibration=asked.calibration,
+        kernels=asked.kernels,
+        sensitivity=asked.sensitivity,
+        tasks=asked.tasks,
+        optimizers=asked.optimizers,
         budget=Budget(cells=form.budget.cells, cpu_seconds=form.budget.cpu_seconds),
         effects=effects.Effects(*names, tensors, sites, unsure).read(form.effects),
         path=file.path.name,
@@ -155,22 +169,7 @@ def _count_treatments(entry: TreatmentEntry) -> int:
     return len(entry.scope) * quantizers.count(entry.quantizers) if entry.name is None else 1
 
 
-def _data(name: str, findings: Findings, file: _File) -> str:
-    """The data's name with an absolute path; a path in the file starts from the file, one in --set from here."""
-    try:
-        row, path = split(name)
-    except UnknownName as error:
-        there = name and os.path.exists(_from_suite(name, findings, file))
-        findings.add(("data",), f"{error}; write text:{name} for that path" if there else str(error))
-        return name
-    if not path:
-        return name
-    found = _from_suite(path, findings, file)
-    if not os.path.exists(found):
-        findings.add(("data",), f"no file or folder {path!r}; a path starts from the folder of the suite")
-    return row.removesuffix("PATH") + found
-
-
-def _from_suite(path: str, findings: Findings, file: _File) -> str:
-    mark, _ = findings.place(("data",))
-    return os.path.abspath(os.path.join("." if mark.line == 0 else file.path.parent, path))
+def _from_suite(path: str, key: Place, findings: Findings, file: _File) -> str:
+    """`path`, which stands at `key`, made absolute: one in the file starts from the file, one in --set from here."""
+    mark, _ = findings.place(key)
+    return os.path.abspath(os.path.join("." if mark.line == 0 else file.path.parent, os.path.expanduser(path)))

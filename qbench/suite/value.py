@@ -2,37 +2,74 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
-from typing import Literal
+from typing import Any, Literal
 
-from qbench.capture.sites import Kind
+from qbench.capture.sites import Kind, SiteNames, own
+from qbench.data.catalog import stored_name
 from qbench.models.spec import ModelSpec
 from qbench.train.spec import TrainingSpec
 
-Split = Literal["test", "tune"]
+Split = Literal["test", "tune", "all"]
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+Attention = Literal["sdpa", "eager"]
+Bos = Literal["auto", "always", "never"]
 Scalar = str | int | float | bool | None
 
+PRETRAINED = "pretrained"  # the arch of a model that is loaded
 CALIBRATION = "calibration"  # the arm, and its model, of tensors with known moments
 UNQUANTIZED = "unquantized"  # the treatment that quantizes nothing
 TUNING_WINDOWS = 32  # of the tune split, for the validation loss during training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pretrained:
+    """A model that was trained elsewhere: a folder with an absolute path, or a name on the hub.
+
+    `config` is what its config.json says, empty for a model that is not here yet; `names` are its sites, None where
+    they are only known when the model is loaded.
+    """
+
+    source: str
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    names: SiteNames | None = None
+    revision: str = ""
+    dtype: Dtype = "float32"
+    attention: Attention = "sdpa"
+    device_map: str = ""
+
+    @property
+    def local(self) -> bool:
+        return bool(self.config)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One model and one way of training it, with several seeds; `arch` is the row of the models catalog."""
+    """One model, trained here with several seeds or trained elsewhere; `arch` is the row of the models catalog.
+
+    `reference` names the arm that a model quantized elsewhere is compared with.
+    """
 
     name: str
     arch: str
-    model: ModelSpec
-    training: TrainingSpec
+    model: ModelSpec | Pretrained
+    training: TrainingSpec | None
     seeds: tuple[int, ...]
+    reference: str = ""
+
+    @property
+    def names(self) -> SiteNames | None:
+        """What its places are called; None where nobody knows before the model is loaded."""
+        if isinstance(self.model, Pretrained):
+            return self.model.names
+        return own(self.model.wiring, self.model.layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensors:
     """Places of one kind whose shape is measured, and the error of each quantizer there.
 
-    `sites` are scopes and patterns. Weights are read from no text: 0 windows of no split.
+    `sites` are scopes and patterns. Weights are read from no text: 0 windows of no split. `outliers` asks for the
+    channels and tokens that stand out.
     """
 
     kind: Kind
@@ -40,6 +77,7 @@ class Tensors:
     windows: int
     split: Split | Literal[""]
     quantizers: tuple[str, ...]
+    outliers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +91,45 @@ class Treatment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate:
+    """What models are judged on. A pretrained model is judged on whole texts, never on a split of them: `context`
+    tokens a window (0 for what the model can read, at most CONTEXT), a new window every `stride` tokens (0 for windows
+    spread over the text), after a token that begins a text where the tokenizer adds one (`bos: auto`).
+    """
+
     windows: int
     split: Split
+    context: int = 0
+    stride: int = 0
+    bos: Bos = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationData:
+    """What quantizers that need data see before; never what models are judged on, unless `overlap` allows it."""
+
+    data: str
+    windows: int
+    overlap: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """One layer at a time: `weights` and `inputs` name quantizers, at least one; `top` layers of a cheap ranking are
+    measured exactly, 0 for all.
+    """
+
+    weights: str = ""
+    inputs: str = ""
+    top: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tasks:
+    """Tasks of the lm-evaluation-harness; `include` is a folder of task files, `limit` documents of each, 0 for all."""
+
+    lm_eval: tuple[str, ...]
+    include: str = ""
+    limit: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +189,11 @@ class Suite:
     tensors: tuple[Tensors, ...]
     evaluate: Evaluate
     treatments: tuple[Treatment, ...]
+    calibration: CalibrationData | None
+    kernels: tuple[str, ...]
+    sensitivity: tuple[Sensitivity, ...]
+    tasks: Tasks | None
+    optimizers: tuple[str, ...]
     budget: Budget
     effects: tuple[Effect, ...]
     path: str
@@ -125,16 +205,11 @@ class Suite:
     def data_name(self) -> str:
         return stored_name(self.data)
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether its models are loaded; a suite trains all of its models or none."""
+        return any(isinstance(arm.model, Pretrained) for arm in self.arms)
+
     def arm(self, name: str) -> Arm:
         """The arm called `name`; KeyError where there is none."""
         return {arm.name: arm for arm in self.arms}[name]
-
-
-def stored_name(data: str) -> str:
-    """A data name without the folders of whoever ran it; the digest says what was in the file.
-
-    >>> stored_name("text:/home/ada/notes.txt"), stored_name("stdlib")
-    ('text:notes.txt', 'stdlib')
-    """
-    kind, colon, path = data.partition(":")
-    return f"{kind}{colon}{PurePath(path).name}"

@@ -1,0 +1,193 @@
+"""The first screen of a probe: what can be shipped, in sentences and in one table of formats."""
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from qbench.report import plain
+from qbench.report.formats import JUDGED, TIERS, Format, recommended, smallest
+from qbench.report.tables import NONE, Table
+from qbench.report.words import THIN, counted, listed, number
+
+MEGA = 1e6
+PLACES = {"cache": "of the cache", "boundaries": "of what crosses from block to block"}
+
+
+def megabytes(size: float) -> str:
+    """
+    >>> megabytes(1005312.0)
+    '1.01\u202fMB'
+    """
+    return f"{number(size / MEGA)}{THIN}MB"
+
+
+def share(value: float) -> str:
+    """
+    >>> share(0.98731)
+    '98.7\u202f%'
+    """
+    return f"{100 * value:.1f}{THIN}%"
+
+
+def label(one: Format, several: bool) -> str:
+    """The format's name, with its model's where there are several."""
+    return f"{one.arm}: {one.name}" if several else one.name
+
+
+def headline(found: Sequence[Format]) -> str:
+    """One or two sentences: the smallest files that are safe, or what comes nearest to it."""
+    best = recommended(found)
+    if best is None:
+        return "Nothing here was measured that makes the files smaller."
+    files = f"{best.name}, {megabytes(best.bytes)}"
+    if best.kind == "checkpoint":
+        size = f", {number(best.smaller, 2)}× smaller than its base" if best.smaller else ""
+        return f"{files}{size}: {best.tier} here. {_costs(best)}"
+    of = {"weights": " weights"}.get(best.kind, "")
+    size = f"{best.name}{of}, {megabytes(best.bytes)}, {number(best.smaller, 2)}× smaller than the files now"
+    if best.tier == "safe":
+        return f"The smallest that is safe: {size}. {_costs(best)}"
+    return f"Nothing measured is safe. The smallest that is {best.tier}: {size}. {_costs(best)}"
+
+
+def _costs(one: Format) -> str:
+    values = one.values
+    parts = [f"KLD {number(values['kld'], 2)}"] if "kld" in values else []
+    parts += [f"the same first choice in {share(1 - values['top1_changed'])}"] if "top1_changed" in values else []
+    parts += [f"loss {_signed(values['loss_increase'])}"] if "loss_increase" in values else []
+    return f"It costs: {listed(parts)}{', within noise' if one.in_noise else ''}." if parts else ""
+
+
+def points(found: Sequence[Format]) -> list[tuple[str, str]]:
+    """What else a reader decides: what smaller files cost, low-bit arithmetic, the cache. Label and sentence."""
+    best, said = recommended(found), list[tuple[str, str]]()
+    plain_ones = [one for one in found if one.kind == "weights"]
+    for word in ("marginal", "costly"):
+        one = smallest(plain_ones, word)
+        if one and best and one.bytes < best.bytes:
+            said.append((f"Smaller, {word}", f"{one.name} weights, {megabytes(one.bytes)}, {_short(one)}"))
+    computed = [one for one in found if one.kind == "weights and inputs"]
+    if one := recommended(computed):
+        said.append(("Low-bit arithmetic", f"{one.name}, {megabytes(one.bytes)}, is {one.tier}, {_short(one)}"))
+    for kind, name in (("cache", "Keys and values"), ("boundaries", "Block boundaries")):
+        words = [f"{one.name.removesuffix(f' @ {kind}')} is {one.tier}" for one in found if one.kind == kind]
+        said += [(name, listed(words))] if words else []
+    broken = [one.name for one in found if one.tier == "broken"]
+    return said + ([("Broken", listed(broken))] if broken else [])
+
+
+def _short(one: Format) -> str:
+    kld = [f"KLD {number(one.values['kld'], 2)}"] if "kld" in one.values else []
+    return listed([*kld, f"loss {_signed(one.values['loss_increase'])}"])
+
+
+def files(found: Sequence[Format], several: bool) -> Table | None:
+    """Formats that change the files, largest first; None where there are none."""
+    rows = [one for one in found if one.kind in ("weights", "weights and inputs", "checkpoint")]
+    if not rows:
+        return None
+    best = recommended(found)
+    return Table(
+        caption="Formats by the size of the model's files",
+        columns=("format", "verdict", "files", "smaller", *_titles(rows)),
+        rows=tuple((_name(one, several), _verdict(one), *_size(one), *_measured(one, rows)) for one in rows),
+        words=(1,),
+        marked=tuple(i for i, one in enumerate(rows) if one is best),
+    )
+
+
+def flows(found: Sequence[Format], several: bool) -> Table | None:
+    """Formats of what flows through the model, whose files stay as they are; None where there are none."""
+    rows = [one for one in found if one.kind in ("cache", "boundaries", "other activations")]
+    if not rows:
+        return None
+    bits = [NONE if one.row.bits is None else number(one.row.bits) for one in rows]
+    return Table(
+        caption="Formats of the cache and of block boundaries: the files stay as they are",
+        columns=("format", "verdict", "bits a value", *_titles(rows)),
+        rows=tuple(
+            (_name(one, several), _verdict(one), size, *_measured(one, rows))
+            for one, size in zip(rows, bits, strict=True)
+        ),
+        words=(1,),
+    )
+
+
+def _titles(rows: Sequence[Format]) -> list[str]:
+    each = "image" if _pictures(rows) else "token"
+    titles = [f"KLD, nats/{each}", "loss increase (95 %)", "same top p", "flips", "worst part, KLD"]
+    return [*titles[:2], "error rate", *titles[2:4]] if _pictures(rows) else titles
+
+
+def _pictures(rows: Sequence[Format]) -> bool:
+    """Images have no perplexity: what they are named is what counts."""
+    return not any("perplexity" in one.values for one in rows)
+
+
+def _name(one: Format, several: bool) -> Markup:
+    words = plain.treatment(one.assign) if one.assign else "as it was quantized elsewhere"
+    return Markup('{}<small class="how">{}</small>').format(label(one, several), words)
+
+
+def _verdict(one: Format) -> Markup | str:
+    if not one.tier:
+        return NONE
+    bound = f"{JUDGED[one.because]} ≤ {number(one.bounds[one.because], 2)}"
+    return Markup('<span class="tier {}">{}</span><small class="how">{}</small>').format(one.tier, one.tier, bound)
+
+
+def _size(one: Format) -> tuple[str, str]:
+    smaller = f"{number(one.smaller, 2)}×" if one.smaller else NONE
+    return megabytes(one.bytes) if one.bytes else NONE, smaller
+
+
+def _measured(one: Format, rows: Sequence[Format]) -> list[str]:
+    values = one.values
+    kld = number(values["kld"], 2) if "kld" in values else NONE
+    same = share(1 - values["top1_changed"]) if "top1_changed" in values else NONE
+    flips = share(values["flips"]) if "flips" in values else NONE
+    worst = NONE if one.worst is None else f"{number(one.worst[1], 2)}, {part_name(one.worst[0])}"
+    if _pictures(rows):
+        return [kld, increase(one), share(values.get("error_rate", 0.0)), same, flips]
+    return [kld, increase(one), same, flips, worst]
+
+
+def part_name(name: str) -> str:
+    """
+    >>> part_name("position:0-63"), part_name("code")
+    ('tokens 0–63', 'code')
+    """
+    kind, _, rest = name.partition(":")
+    return f"tokens {rest.replace('-', '–')}" if kind == "position" and rest else name
+
+
+def increase(one: Format) -> Markup:
+    """With its interval; what cannot be told from none says so."""
+    value = one.values["loss_increase"]
+    low, high = one.row.intervals.get("loss_increase", (None, None))
+    span = "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
+    noise = "within noise" if one.in_noise else ""
+    small = ", ".join(filter(None, (span, noise)))
+    return Markup('{}<small class="how">{}</small>').format(_signed(value), small)
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + number(value, 2)
+
+
+def thresholds() -> list[tuple[str, str]]:
+    """Each word, and up to how many nats it stands for."""
+    bounds = [f"up to {bound:g}" if bound < float("inf") else "more" for bound in TIERS.values()]
+    return list(zip(TIERS, bounds, strict=True))
+
+
+def floors(found: Sequence[Format], numerical: float | None) -> str:
+    """The noise floors of the table in one sentence or two."""
+    windows = [one.values["floor/window"] for one in found if "floor/window" in one.values]
+    said = [f"another batch size alone moves a window's loss by up to {number(numerical, 2)}"] * (numerical is not None)
+    if windows:
+        span = f"{number(min(windows), 2)} to {number(max(windows), 2)}"
+        said.append(f"one standard error of the loss increase over the data is {span}, by format")
+    within = sum(one.in_noise for one in found)
+    tail = f" The loss increase of {counted(within, 'format')} cannot be told from none." if within else ""
+    return f"Noise: {'; '.join(said)}.{tail}" if said else ""

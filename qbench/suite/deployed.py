@@ -1,0 +1,130 @@
+"""What a suite asks of models that are loaded: passages, calibration, kernels, sensitivity, tasks, optimizers."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from qbench.data.catalog import split
+from qbench.names import UnknownName, pick
+from qbench.quant.kernels import KERNELS
+from qbench.suite import quantizers
+from qbench.suite.findings import Findings, Path
+from qbench.suite.form import SuiteForm, settings
+from qbench.suite.loaded import FromSuite
+from qbench.suite.value import CalibrationData, Evaluate, Sensitivity, Tasks
+from qbench.train.catalog import OPTIMIZERS
+
+ONLY_LOADED = ("calibration", "kernels", "sensitivity", "eval", "optimizers")
+ONLY_PASSAGES = ("context", "stride", "bos")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The parts of a suite that only a model from elsewhere has, and what it is judged on."""
+
+    evaluate: Evaluate
+    calibration: CalibrationData | None
+    kernels: tuple[str, ...]
+    sensitivity: tuple[Sensitivity, ...]
+    tasks: Tasks | None
+    optimizers: tuple[str, ...]
+
+
+def asked(form: SuiteForm, findings: Findings, absolute: FromSuite, loading: bool) -> Asked:
+    """These parts, checked; `loading` says whether the suite's models are loaded."""
+    if not loading and form.models:
+        _refuse(form, findings)
+    if form.calibration is None:
+        _refuse_static(form, findings)
+    asks = form.evaluate
+    return Asked(
+        evaluate=Evaluate(
+            windows=asks.windows,
+            split="all" if loading else asks.split,
+            context=asks.context or 0,
+            stride=asks.stride or 0,
+            bos=asks.bos,
+        ),
+        calibration=_calibration(form, findings, absolute),
+        kernels=_known(form.kernels, lambda name: pick(KERNELS, name, "kernel"), findings, "kernels"),
+        sensitivity=_sensitivity(form, findings),
+        tasks=_tasks(form, findings, absolute),
+        optimizers=_known(form.optimizers, lambda name: pick(OPTIMIZERS, name, "optimizer"), findings, "optimizers"),
+    )
+
+
+def data(name: str, path: Path, findings: Findings, absolute: FromSuite) -> str:
+    """The name of the data at `path` of the file, with an absolute path where it has one."""
+    try:
+        row, inside = split(name)
+    except UnknownName as error:
+        there = name and os.path.exists(absolute(name, path))
+        findings.add(path, f"{error}; write text:{name} for that path" if there else str(error))
+        return name
+    if not inside:
+        return name
+    found = absolute(inside, path)
+    if not os.path.exists(found):
+        findings.add(path, f"no file or folder {inside!r}; a path starts from the folder of the suite")
+    return row.removesuffix("PATH") + found
+
+
+def _refuse(form: SuiteForm, findings: Findings) -> None:
+    for key in ONLY_LOADED:
+        if getattr(form, key):
+            findings.add((key,), "is measured of models that are loaded (load: FOLDER), not of trained ones", key=True)
+    for key in settings(form.evaluate):
+        if key in ONLY_PASSAGES:
+            findings.add(("evaluate", key), "is for models that are loaded; trained ones have spec.context", key=True)
+
+
+def _refuse_static(form: SuiteForm, findings: Findings) -> None:
+    """A fixed scale comes from calibration data; the parts of the suite that name one are found by their spelling."""
+    lists = [(("tensors", i, "quantizers"), entry.quantizers) for i, entry in enumerate(form.tensors)]
+    lists += [(("treatments", i, "quantizers"), entry.quantizers) for i, entry in enumerate(form.treatments)]
+    named = [((*path, j), one.name or "") for path, many in lists for j, one in enumerate(many)]
+    named += [(("treatments", i, "assign", k), v) for i, e in enumerate(form.treatments) for k, v in e.assign.items()]
+    for path, name in named:
+        if "+static" in name:
+            findings.add(path, "a static scale comes from data; give the suite calibration: {data: text:FILE}")
+
+
+def _known(names: Iterable[str], find: Callable[[str], object], findings: Findings, key: str) -> tuple[str, ...]:
+    found: list[str] = []
+    for i, name in enumerate(names):
+        try:
+            find(name)
+            found.append(name)
+        except UnknownName as error:
+            findings.add((key, i), str(error))
+    return tuple(found)
+
+
+def _calibration(form: SuiteForm, findings: Findings, absolute: FromSuite) -> CalibrationData | None:
+    if form.calibration is None:
+        return None
+    name = data(form.calibration.data, ("calibration", "data"), findings, absolute)
+    return CalibrationData(data=name, windows=form.calibration.windows, overlap=form.calibration.overlap)
+
+
+def _sensitivity(form: SuiteForm, findings: Findings) -> tuple[Sensitivity, ...]:
+    made: list[Sensitivity] = []
+    for i, entry in enumerate(form.sensitivity):
+        names = {
+            part: quantizers.name(getattr(entry, part), findings, ("sensitivity", i, part))
+            for part in ("weights", "inputs")
+            if getattr(entry, part)
+        }
+        made.append(Sensitivity(**names, top=entry.top or 0))
+    return tuple(made)
+
+
+def _tasks(form: SuiteForm, findings: Findings, absolute: FromSuite) -> Tasks | None:
+    if form.eval is None:
+        return None
+    include = form.eval.include or ""
+    if include:
+        include = absolute(form.eval.include or "", ("eval", "include"))
+        if not os.path.isdir(include):
+            findings.add(("eval", "include"), f"no folder {form.eval.include!r} of task files")
+    return Tasks(lm_eval=form.eval.lm_eval, include=include, limit=form.eval.limit or 0)

@@ -1,0 +1,149 @@
+"""What is tried on a model from elsewhere beside treatments: kernels, one layer at a time, tasks, optimizers."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from qbench.evaluate.harness import Ask, evaluate
+from qbench.evaluate.ranking import rank
+from qbench.evaluate.sensitivity import Sweep, Treatment
+from qbench.evaluate.units import left_out, units
+from qbench.models.inputs import tokenizer
+from qbench.quant.vendor import CannotRun
+from qbench.results.record import Record
+from qbench.suite.answer import Answer
+from qbench.suite.cells import Cell
+from qbench.suite.kernels import Trial, kernel_values
+from qbench.suite.subject import Subject
+from qbench.train.lowbit import compare
+
+TIMED = 4  # windows or images of a timed forward pass
+STEPS, RATE = 12, 1e-4  # of training with a low-bit optimizer
+
+
+def kernel(cell: Cell, subject: Subject) -> Answer:
+    """A real kernel beside its simulation and the unquantized model."""
+    start = perf_counter()
+    name = str(cell.measurement.options["name"])
+    judge = subject.judge(cell.measurement)
+    reference = subject.reference(judge)
+    plain = judge.plain(subject.model)
+    noise = {"loss": judge.floor(subject.model)}
+    chosen = _linears(subject)
+    try:
+        outcome = kernel_values(
+            name,
+            Trial(
+                fresh=subject.fresh,
+                select=lambda layer, _module: layer in chosen,
+                measure=lambda model: judge.against(model, reference).values,
+                inputs=judge.inputs(TIMED)[0][:TIMED].to(subject.machine.device),
+                floors=noise,
+            ),
+        )
+    except CannotRun as error:
+        return Answer(cell, status="unsupported", error=str(error), seconds=perf_counter() - start)
+    bits = outcome.values.get("bits_per_value/quantized")
+    values = {**outcome.values, "loss/unquantized": plain.values["loss"]}
+    record = Record(cell=cell.id, quantizer=name, bits_per_value=bits, values=values, n=plain.n)
+    return Answer(cell, (record,), warnings=outcome.warnings, seconds=perf_counter() - start)
+
+
+def _linears(subject: Subject) -> set[str]:
+    """Names of the layers inside blocks: what the scope `weights` is."""
+    kept = {id(subject.matrices[site].parameter) for site in subject.resolve("weights", "weight")}
+    return {name for name, module in subject.model.named_modules() if id(getattr(module, "weight", None)) in kept}
+
+
+def sensitivity(cell: Cell, subject: Subject) -> Answer:
+    """Each layer quantized alone: all ranked by gradients, the first of them measured exactly."""
+    start = perf_counter()
+    asked = cell.measurement.options
+    judge = subject.judge(cell.measurement)
+    batches = [_on(batch, subject.machine.device) for batch in judge.batches(cell.measurement.windows)]
+    every = units(subject.model, judge.inputs(1)[0].to(subject.machine.device))
+    treatment = Treatment(str(asked.get("weights", "")), str(asked.get("inputs", "")))
+    found = rank(Sweep(subject.model, every, treatment, judge.scoring), batches, asked.get("top") or None)
+    exact = {cost.unit: cost for cost in found.exact.costs()}
+    modules = {unit.name: unit.modules for unit in every}
+    records: list[Record] = []
+    for name, estimate in found.estimates.items():
+        values = {"sensitivity/first": estimate.first, "sensitivity/fisher": estimate.fisher}
+        if name in exact:
+            values |= {"loss_increase": exact[name].mean, "floor/window": exact[name].standard_error}
+        scope = " ".join(modules[name])
+        records.append(Record(cell=cell.id, site=name, scope=scope, quantizer=str(asked["name"]), values=values))
+    summary = {f"sensitivity/rank_correlation/{by}": value for by, value in found.correlation.items()}
+    summary |= {"sensitivity/forwards": found.exact.forwards / max(found.exact.full, 1)}
+    records.append(Record(cell=cell.id, quantizer=str(asked["name"]), values=summary, n=cell.measurement.windows))
+    aside = left_out(subject.model, every)
+    warnings = found.exact.warnings + ((f"in no unit: {', '.join(aside)}",) if aside else ())
+    return Answer(cell, tuple(records), warnings=warnings, seconds=perf_counter() - start, vectors=_increases(found))
+
+
+def _increases(found: Any) -> dict[str, np.ndarray]:
+    clean = found.exact.clean["loss"]
+    return {f"{unit}/loss_increase": scores["loss"] - clean for unit, scores in found.exact.units.items()}
+
+
+def _on(batch: Any, device: str) -> Any:
+    if isinstance(batch, tuple):
+        return tuple(part.to(device) for part in batch)
+    return batch.to(device) if isinstance(batch, Tensor) else batch
+
+
+def task(cell: Cell, subject: Subject) -> Answer:
+    """A task of the lm-evaluation-harness."""
+    start = perf_counter()
+    asked, include = cell.measurement.options, cell.sources.get("tasks")
+    ask = Ask((str(asked["name"]),), Path(include) if include else None, asked.get("limit"))
+    done = evaluate(subject.model, tokenizer(cell.sources["model"]), ask)
+    records = tuple(
+        Record(cell=cell.id, site=one.task, values=one.values, intervals=one.intervals, n=one.n) for one in done.tasks
+    )
+    vectors = {f"{one.task}/{name}": np.asarray(v) for one in done.tasks for name, v in one.vectors.items()}
+    said = tuple(
+        f"{one.task}: {', '.join(one.left_out)} are no means over documents" for one in done.tasks if one.left_out
+    )
+    return Answer(cell, records, warnings=said, seconds=perf_counter() - start, vectors=vectors)
+
+
+def optimizer(cell: Cell, subject: Subject) -> Answer:
+    """A few steps of training with low-bit optimizer state beside the same rule with state in full precision."""
+    start = perf_counter()
+    name = str(cell.measurement.options["name"])
+    judge = subject.judge(cell.measurement)
+    batches = [_on(batch, subject.machine.device) for batch in judge.batches(cell.measurement.windows)]
+    scoring = judge.scoring
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        batch = batches[step % len(batches)]
+        output = scoring.run(model, batch)
+        return scoring.score(output, output.detach(), batch)["loss"].mean()
+
+    done = compare(name, subject.fresh, loss, STEPS, RATE)
+    stored = sum(state.bytes for state in done.states)
+    low = sum(state.values for state in done.states if state.limit)
+    values = {
+        "loss": done.losses[-1],
+        "loss_increase": done.losses[-1] - done.reference[-1],
+        "optimizer/bits_per_value": done.bits_per_value,
+        "optimizer/low_bit_share": low / sum(state.values for state in done.states),
+        "bytes/state": float(stored),
+    }
+    record = Record(
+        cell=cell.id, kind="optimizer", quantizer=name, bits_per_value=done.bits_per_value, values=values, n=STEPS
+    )
+    return Answer(cell, (record,), seconds=perf_counter() - start)
+
+
+TRIALS: Mapping[str, Callable[[Cell, Subject], Answer]] = {
+    "kernel": kernel,
+    "sensitivity": sensitivity,
+    "task": task,
+    "optimizer": optimizer,
+}
