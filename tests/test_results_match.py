@@ -64,7 +64,7 @@ def test_two_arms_of_one_run_pair_by_seed() -> None:
                 question="q2",
                 spec={"measurement": {"what": "q1"}, "device": "cuda", "data": {"digest": "x"}, "model": {"a": 1}},
             ),
-            "the other run asks it with another data and device",
+            "the data differ: unknown (ab) and unknown (x)",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -182,8 +182,18 @@ def _data() -> Table:
     return [(name, row.meaning) for name, row in SOURCES.items()]
 
 
+def _policies() -> Table:
+    from qbench.gate.policy import load, shipped
+
+    return [("policy", "suite", "what it promises")] + [
+        (name, f"{found.suite} {found.suite_version}", found.note)
+        for name, found in ((name, load(path)) for name, path in shipped().items())
+    ]
+
+
 LISTS: Mapping[str, Callable[[], Table]] = {
     "suites": _suites,
+    "policies": _policies,
     "models": _models,
     "quantizers": _quantizers,
     "kernels": _kernels,

@@ -1,6 +1,8 @@
 """`qbench report`, `export` and `demo`: records in, files out; no torch."""
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +14,7 @@ from qbench.metrics.catalog import METRICS
 from qbench.names import pick
 from qbench.results import export as table
 from qbench.results import latex
-from qbench.results.files import write_whole
+from qbench.results.files import make_folder, write_whole
 from qbench.results.run import Run, read
 from qbench.stats.interval import mean_interval
 
@@ -22,7 +24,11 @@ STREAMS: Mapping[str, Callable[[Iterable[table.Line], TextIO], None]] = {
     "jsonl": table.write_jsonl,
 }
 
-LATEX_ONLY = ("rows", "cols", "metric", "where")
+# Options that one format understands.
+ONLY: Mapping[str, str] = {
+    **dict.fromkeys(("rows", "cols", "metric", "where"), "latex"),
+    **dict.fromkeys(("organization", "relationship"), "every-eval-ever"),
+}
 
 
 def report(options: argparse.Namespace) -> int:
@@ -37,14 +43,14 @@ def report(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    """The long table, or one metric of it as LaTeX, to a file or to standard output."""
+    """The long table, one metric of it as LaTeX, or what others read, to a file or to standard output."""
     run = read(options.folder).current
+    _refuse(options)
+    if options.format in INTERCHANGE:
+        return INTERCHANGE[options.format](run, options)
     if options.format == "latex":
         _write(_latex(run, options), options.out)
         return GOOD
-    for name in LATEX_ONLY:
-        if getattr(options, name):
-            raise UsageError(f"--{name} is for --format latex; {options.format} has the whole table")
     out = Path(options.out) if options.out else None
     if options.format == "parquet" and out is None:
         out = Path(options.folder) / "records.parquet"  # binary: not for a terminal
@@ -56,6 +62,50 @@ def export(options: argparse.Namespace) -> int:
     table.save(run, out, UNITS)
     print(out)
     return GOOD
+
+
+def _refuse(options: argparse.Namespace) -> None:
+    for name, shape in ONLY.items():
+        if getattr(options, name) and options.format != shape:
+            raise UsageError(f"--{name} is for --format {shape}; {options.format} has the whole table")
+
+
+def _every_eval_ever(run: Run, options: argparse.Namespace) -> int:
+    """One file for each model in a folder; a single model may go to standard output."""
+    from qbench.report.every_eval_ever import documents
+
+    found = {
+        name: json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        for name, document in documents(run, options.organization or "unknown", options.relationship or "other").items()
+    }
+    if options.out is None:
+        if len(found) != 1:
+            raise UsageError(f"{options.folder} has {len(found)} models, a file each; say --out DIR")
+        _write(next(iter(found.values())), None)
+        return GOOD
+    for name, text in found.items():
+        file = Path(options.out) / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name).strip('.-') or 'model'}.json"
+        make_folder(file.parent)
+        _write(text, str(file))
+    return GOOD
+
+
+def _model_card(run: Run, options: argparse.Namespace) -> int:
+    """The card; what the hub reads from .eval_results lies beside it, where a run has such results."""
+    from qbench.report.model_card import card, eval_results
+
+    _write(card(run), options.out)
+    if options.out and (entries := eval_results(run)):
+        beside = Path(options.out).parent / ".eval_results" / "qbench.yaml"
+        make_folder(beside.parent)
+        _write(entries, str(beside))
+    return GOOD
+
+
+INTERCHANGE: Mapping[str, Callable[[Run, argparse.Namespace], int]] = {
+    "every-eval-ever": _every_eval_ever,
+    "model-card": _model_card,
+}
 
 
 def demo(options: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
-from math import exp, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,23 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from qbench.evaluate.documents import costs_of
 from qbench.evaluate.harness_files import libraries, load_tasks, quiet
 from qbench.results.digest import of
-from qbench.stats.bootstrap import weighted_mean_interval
 
-Floats = NDArray[np.float64]
 HASHES = ("doc_hash", "prompt_hash", "target_hash")
-# Their metric, our cost. Shares are turned round: what was right becomes what was wrong.
-SHARES: Mapping[str, str] = {
-    name: f"task_error/{name}" for name in ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1")
-}
-WEIGHED: Mapping[str, tuple[str, bool]] = {  # whether the cost is the exponential of the mean
-    "bits_per_byte": ("task_bits_per_byte", False),
-    "byte_perplexity": ("task_perplexity/byte", True),
-    "word_perplexity": ("task_perplexity/word", True),
-    "perplexity": ("task_perplexity/target", True),
-}
-MEANS = {"mean", "nanmean"}  # aggregations under which a share is the mean of its documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +118,13 @@ def _result(task: Any, label: str, samples: Sequence[Mapping[str, Any]], seed: i
     vectors: dict[str, NDArray[Any]] = {}
     left_out: list[str] = []
     for metric in dict.fromkeys(metric for sample in samples for metric in sample["metrics"]):
-        found = _costs(metric, [sample.get(metric) for sample in samples], task.aggregation().get(metric))
+        how = getattr(task.aggregation().get(metric), "__name__", "mean")
+        found = costs_of(metric, [sample.get(metric) for sample in samples], how, seed)
         if found is None:
             left_out.append(metric)
             continue
-        name, costs, weights, exponential = found
-        ends = weighted_mean_interval(costs, weights, seed)
-        values[name], *bounds = (_exp(end) if exponential else end for end in ends)
-        intervals[name] = (bounds[0], bounds[1])
-        vectors[name] = np.array([_exp(cost) for cost in costs]) if exponential else costs
-        if metric in WEIGHED:
-            vectors[f"{name}/weight"] = weights
+        values[found.name], intervals[found.name] = found.value, found.interval
+        vectors |= found.vectors
     for kind in HASHES:
         hashes = b"".join(bytes.fromhex(sample[kind]) for sample in samples)
         vectors[kind] = np.frombuffer(hashes, np.uint8).reshape(len(samples), -1)
@@ -156,29 +139,6 @@ def _result(task: Any, label: str, samples: Sequence[Mapping[str, Any]], seed: i
         documents_digest=sha256(vectors["doc_hash"].tobytes()).hexdigest(),
         left_out=tuple(left_out),
     )
-
-
-def _costs(metric: str, items: Sequence[Any], aggregation: Any) -> tuple[str, Floats, Floats, bool] | None:
-    """Name, cost of each document, weights, and whether the task's cost is their mean's exponential.
-
-    None where the metric is not one of ours, or is no mean over all documents.
-    """
-    how = getattr(aggregation, "__name__", "mean")
-    if any(item is None for item in items):
-        return None
-    if metric in WEIGHED:
-        name, exponential = WEIGHED[metric]
-        pairs = np.array([item if isinstance(item, tuple) else (item, 1) for item in items], dtype=np.float64)
-        nats = -pairs[:, 0] / pairs[:, 1]
-        return name, nats if exponential else nats / np.log(2), pairs[:, 1], exponential
-    numeric = all(isinstance(item, int | float | np.number | np.bool_) and 0 <= item <= 1 for item in items)
-    if metric in SHARES and how in MEANS and numeric:
-        return SHARES[metric], 1 - np.array(items, dtype=np.float64), np.ones(len(items)), False
-    return None
-
-
-def _exp(nats: float) -> float:
-    return exp(nats) if nats < 700 else inf
 
 
 def _task_digest(task: Any) -> str:

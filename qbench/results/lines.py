@@ -76,6 +76,42 @@ def closings(path: Path) -> Iterator[Closing]:
             yield _checked(_closing, raw, f"{path}:{number}")
 
 
+def selected(path: Path, wanted: Callable[[Closing], bool]) -> dict[str, Attempt]:
+    """The last attempt at each cell, with the records of those that `wanted` accepts; the others' are skipped unread.
+
+    Raises BadRecords as `scan` does for what it reads: every closing line, and the records that it keeps.
+    """
+    attempts, pending = dict[str, Attempt](), list[tuple[int, bytes]]()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break  # torn by a crash
+            where = f"{path}:{number}"
+            if line.startswith(_RECORD_START):
+                pending.append((number, line))
+                continue
+            raw = _checked(_object, line, where)
+            if raw.pop("line") == "record":
+                pending.append((number, line))
+                continue
+            closing = _checked(_closing, raw, where)
+            own, pending = pending[max(0, len(pending) - closing.records) :], []
+            if wanted(closing):
+                attempts[closing.cell] = _checked(partial(_attempt, closing), _read(path, own), where)
+            else:
+                attempts[closing.cell] = Attempt(closing, ())
+    return attempts
+
+
+def _read(path: Path, numbered: Sequence[tuple[int, bytes]]) -> list[Record]:
+    records: list[Record] = []
+    for number, line in numbered:
+        raw = _checked(_object, line, f"{path}:{number}")
+        del raw["line"]
+        records.append(_checked(_record, raw, f"{path}:{number}"))
+    return records
+
+
 def _line(kind: str, parts: Mapping[str, Any]) -> str:
     return json.dumps({"line": kind} | dict(parts), separators=(",", ":"), allow_nan=False) + "\n"
 

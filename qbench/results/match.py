@@ -1,12 +1,13 @@
 """Which cells of two runs answer the same question, and why the others do not."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from qbench.results.mismatch import about, nearest, objection
 from qbench.results.record import Attempt, Closing
-from qbench.results.run import Run, arm, part
+from qbench.results.run import Run, arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ def match(a: Run, b: Run, arms: Mapping[str, str] | None = None) -> Matching:
     of_b = _by_key([one for one in b.cells.values() if arm(one.closing.spec) in names.values()], {})
     both = [key for key in of_a if key in of_b and not _objection(of_a[key], of_b[key])]
     alone = [
-        *(Unmatched("a", one.closing, _reason(key, one, of_b)) for key, one in _left(of_a, both)),
-        *(Unmatched("b", one.closing, _reason(key, one, of_a)) for key, one in _left(of_b, both)),
+        *(Unmatched("a", one.closing, reason) for one, reason in _reasons(_left(of_a, both), of_b)),
+        *(Unmatched("b", one.closing, reason) for one, reason in _reasons(_left(of_b, both), of_a)),
         *(Unmatched("a", one.closing, "its model is not compared") for one in _outside(a, of_a)),
         *(Unmatched("b", one.closing, "its model is not compared") for one in _outside(b, of_b)),
     ]
@@ -82,39 +83,25 @@ def _outside(run: Run, cells: Cells) -> list[Attempt]:
     return [one for cell, one in run.cells.items() if cell not in inside]
 
 
-def _reason(key: Key, cell: Attempt, others: Cells) -> str:
-    """Why `cell` has no partner among `others`: the nearest miss that explains it."""
-    question, name, seed = key
-    if key in others:
-        return _objection([cell], others[key]) or "several cells of this run answer the question"
-    if any(other[:2] == (question, name) for other in others):
-        return f"the other run has no seed {seed}"
-    same_place = [one for other, several in others.items() if other[1:] == (name, seed) for one in several]
-    asked = part(cell.closing.spec, "measurement")
-    near = [one for one in same_place if part(one.closing.spec, "measurement") == asked]
-    if near:
-        return f"the other run asks it with another {' and '.join(_differences(cell.closing, near[0].closing))}"
-    return "the other run does not ask it"
+def _reasons(left: Sequence[tuple[Key, Attempt]], others: Cells) -> Iterator[tuple[Attempt, str]]:
+    """Why each has no partner among `others`: the nearest miss that explains it."""
+    asked, alike = {key[:2] for key in others}, defaultdict[tuple[object, ...], list[Closing]](list)
+    for (_, name, seed), several in others.items():
+        for one in several:
+            alike[name, seed, about(one.closing)].append(one.closing)
+    for key, cell in left:
+        question, name, seed = key
+        if key in others:
+            yield cell, _objection([cell], others[key]) or "several cells of this run answer the question"
+        elif (question, name) in asked:
+            yield cell, f"the other run has no seed {seed}"
+        else:
+            near = nearest(cell.closing, alike.get((name, seed, about(cell.closing)), ()))
+            yield cell, near or "the other run does not ask it"
 
 
 def _objection(ours: Sequence[Attempt], theirs: Sequence[Attempt]) -> str:
     """What forbids comparing cells that answer one question; nothing where they may be compared."""
     if len(ours) > 1 or len(theirs) > 1:
         return "several cells of one run answer the question: its folder holds two versions of the model"
-    x, y = ours[0], theirs[0]
-    if x.closing.status != "measured":
-        return f"{x.closing.status} in this run"
-    if y.closing.status != "measured":
-        return f"{y.closing.status} in the other run"
-    if part(x.closing.spec, "data").get("digest") != part(y.closing.spec, "data").get("digest"):
-        return "the data differ"
-    if [record.n for record in x.records] != [record.n for record in y.records]:
-        return "the numbers of samples differ"
-    return ""
-
-
-def _differences(x: Closing, y: Closing) -> list[str]:
-    """Parts of the spec that differ beyond what a question leaves out."""
-    left_out = ("suite", "arm", "model", "training", "seed")
-    names = [name for name in dict.fromkeys([*x.spec, *y.spec]) if name not in left_out]
-    return [name for name in names if x.spec.get(name) != y.spec.get(name)] or ["definition"]
+    return objection(ours[0], theirs[0])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import cos, exp, inf, log, pi, sin, sqrt, tan
+from math import atan, cos, exp, inf, log, pi, sin, sqrt, tan
 from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
@@ -66,6 +66,18 @@ def student_t_quantile(p: float, freedom: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if _within(middle, freedom) < 2 * p - 1 else (low, middle)
     return tan((low + high) / 2) * sqrt(freedom)
+
+
+def student_t_below(t: float, freedom: int) -> float:
+    """The chance that Student's t with `freedom` degrees stays below t, the inverse of the quantile.
+
+    >>> round(student_t_below(4.3027, 2), 4)
+    0.975
+    """
+    if freedom < 1:
+        raise ValueError(f"needs at least one degree of freedom, found {freedom}")
+    inside = _within(atan(abs(t) / sqrt(freedom)), freedom)
+    return (1 + inside) / 2 if t > 0 else (1 - inside) / 2
 
 
 def _within(angle: float, freedom: int) -> float:

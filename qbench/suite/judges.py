@@ -55,6 +55,8 @@ class Texts:
         found = divergence(self._reader(model), self.windows, reference)
         each = found.per_window()
         vectors = {**each, "error_rate": each["wrong"], "loss_increase": each["loss"] - each["reference_loss"]}
+        names = list(dict.fromkeys(self.windows.slices))  # in the order of the records of slices
+        vectors["slice"] = np.array([names.index(name) for name in self.windows.slices])
         slices = {**found.by_slice(), **{f"position:{name}": part for name, part in found.by_position().items()}}
         return Costs(found.values(), vectors, slices)
 

@@ -1,0 +1,1 @@
+"""May this model ship? Policies, verdicts, baselines."""

@@ -1,0 +1,133 @@
+"""What a gate reads of a run: a folder or a packed file, its digest, and only the cells that a policy may ask about."""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from qbench.results import digest, origin
+from qbench.results.evidence import EVIDENCE
+from qbench.results.files import write_whole
+from qbench.results.lines import RECORDS, selected
+from qbench.results.origin import MANIFEST
+from qbench.results.record import Closing
+from qbench.results.run import NoRun, Run, part
+
+JUDGED = ("loss", "kernel", "task")
+LARGEST_ENTRY = 2**30  # bytes of one file in a pack
+MOST_ENTRIES = 200_000
+_ENTRY = re.compile(rf"{re.escape(RECORDS)}|{re.escape(MANIFEST)}|{EVIDENCE}/[0-9a-f]{{16}}\.safetensors")
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same run gives the same bytes
+
+
+class BadPack(ValueError):
+    """A file is no packed run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A run to be judged: `name` as the user gave it, `digest` of its records, which hold the digests of its evidence.
+
+    `asked` counts the cells that the last session was asked for and that have no attempt.
+    """
+
+    name: str
+    run: Run
+    digest: str
+    asked: int = 0
+
+    @property
+    def session(self) -> Mapping[str, Any]:
+        """The last one of the manifest; empty where there is none."""
+        sessions = self.run.manifest.get("sessions") or [{}]
+        return sessions[-1] if isinstance(sessions[-1], Mapping) else {}
+
+
+@contextmanager
+def opened(path: str | Path) -> Generator[Source, None, None]:
+    """The run in a folder, or in a file that `pack` wrote. Raises NoRun, BadPack, BadRecords, BadManifest, OSError."""
+    path = Path(path)
+    if path.is_dir():
+        yield _source(path, path.name or str(path))
+        return
+    if not path.is_file():
+        raise NoRun(f"{path}: no such folder or file; name what `qbench run` or `qbench pack` wrote")
+    with TemporaryDirectory(prefix="qbench-") as folder:
+        _unpack(path, Path(folder))
+        yield _source(Path(folder), path.name)
+
+
+def pack(folder: Path, out: Path) -> Path:
+    """One file with the records of a run and the evidence that they name; the same run gives the same bytes.
+
+    Raises NoRun where there are no records, CannotWrite where `out` cannot be written.
+    """
+    if not (folder / RECORDS).is_file():
+        raise NoRun(f"{folder} holds no {RECORDS}; name the folder that `qbench run` wrote")
+    run = Run(folder=folder, cells=selected(folder / RECORDS, lambda _: True), manifest=origin.read(folder))
+    named = {record.samples for cell in run.cells.values() for record in cell.records if record.samples}
+    names = [RECORDS, MANIFEST, *(f"{EVIDENCE}/{name}.safetensors" for name in sorted(named))]
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as file:
+        for name in names:
+            if (folder / name).is_file():  # what is missing here is missing for the gate, which says so
+                entry = zipfile.ZipInfo(name, _EPOCH)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                file.writestr(entry, (folder / name).read_bytes())
+    write_whole(out, data.getvalue())
+    return out
+
+
+def _source(folder: Path, name: str) -> Source:
+    records = folder / RECORDS
+    if not records.is_file():
+        raise NoRun(f"{name} holds no {RECORDS}; name what `qbench run` or `qbench pack` wrote")
+    manifest = origin.read(folder)
+    cells = selected(records, _judged)
+    run = Run(folder=folder, cells=cells, manifest=manifest)
+    sessions = manifest.get("sessions") or [{}]
+    asked = sessions[-1].get("asked", []) if isinstance(sessions[-1], Mapping) else []
+    missing = sum(cell not in cells for cell in asked if isinstance(cell, str))
+    return Source(name, run.only(frozenset(asked)) if asked else run, digest.of_bytes(records.read_bytes()), missing)
+
+
+def _judged(closing: Closing) -> bool:
+    return part(closing.spec, "measurement").get("what") in JUDGED
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+            if len(entries) > MOST_ENTRIES:
+                raise BadPack(f"{path.name}: {len(entries)} files in it; expected at most {MOST_ENTRIES}")
+            for entry in entries:
+                _extract(file, entry, folder, path.name)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        if isinstance(error, BadPack):
+            raise
+        raise BadPack(f"{path.name} is no packed run ({error}); qbench pack RUN makes one") from error
+
+
+def _extract(file: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, name: str) -> None:
+    """Write one entry; nothing but the names of a run, so that no entry can leave the folder."""
+    if not _ENTRY.fullmatch(entry.filename):
+        raise BadPack(f"{name}: holds {entry.filename[:80]!r}, which is no part of a run; qbench pack RUN makes one")
+    with file.open(entry) as stream:
+        data = stream.read(LARGEST_ENTRY + 1)
+    if len(data) > LARGEST_ENTRY:
+        raise BadPack(f"{name}: {entry.filename} is larger than {LARGEST_ENTRY} bytes")
+    place = folder / entry.filename
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(data)
+
+
+def canonical(value: Any) -> str:
+    """JSON for people and machines, the same for the same value."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

@@ -1,0 +1,194 @@
+"""The leaderboard in a real browser: sort, filter, search, pages, keyboard, dark, narrow; nothing sent runs."""
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from browser import chromium
+from submissions import Made, make
+from test_report_browser import first_pixel
+
+from qbench.report.leaderboard import site
+from qbench.report.leaderboard.board import Board, board
+from qbench.report.leaderboard.check import check
+from qbench.report.leaderboard.front import front
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(chromium.BINARY is None, reason="needs Chromium, and found none on the path"),
+]
+
+EVIL = "<script>document.title='taken'</script><img src=x onerror=document.title=1>"
+PROBE = """
+const said = {};
+const lines = () => [...document.querySelectorAll("#table tbody tr")];
+const cells = (column) => lines().map((row) => row.children[column].textContent);
+const heads = [...document.querySelectorAll("#table thead button")];
+const set = (id, value) => {
+  const field = document.getElementById(id);
+  field.value = value; field.dispatchEvent(new Event("input", { bubbles: true }));
+};
+said.first = cells(0);
+set("group", "");
+said.all = document.getElementById("count").textContent;
+said.shown = cells(0).length;
+said.at = document.getElementById("at").textContent;
+document.getElementById("after").click();
+said.next = cells(0).length;
+said.end = document.getElementById("after").disabled;
+heads[5].click();
+said.up = cells(5).map(parseFloat);
+said.sorted = heads[5].parentElement.getAttribute("aria-sort");
+heads[5].click();
+said.down = cells(5).map(parseFloat);
+set("search", "INT4/block bob");
+said.found = [...new Set(cells(2))];
+said.models = [...new Set(cells(1))];
+set("search", "no such thing");
+said.none = document.getElementById("count").textContent;
+set("search", "onerror");
+said.evil = cells(1);
+set("search", "");
+set("label", document.querySelectorAll("#label option")[1].value);
+said.labels = [...new Set(cells(12))];
+said.links = [...document.querySelectorAll("#table tbody a")].map((a) => a.getAttribute("href"));
+said.tabs = heads.every((b) => b.tabIndex === 0 && b.tagName === "BUTTON");
+heads[0].focus();
+said.focused = document.activeElement === heads[0];
+said.live = document.getElementById("count").getAttribute("aria-live");
+said.scripts = document.querySelectorAll("#table script, #table img").length;
+said.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
+const out = document.createElement("pre");
+out.id = "said"; out.textContent = JSON.stringify(said);
+document.body.append(out);
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Board:
+    folder = tmp_path_factory.mktemp("in")
+    sent = {
+        "ada": Made(model="ada", arms=[f"arm {i}" for i in range(9)], seeds=(0,)),
+        "bob": Made(model="bob", arms=[f"arm {i}" for i in range(6)], seeds=(0,)),
+        "eve": Made(model=EVIL, who=EVIL, arms=(EVIL,), seeds=(0,)),
+    }
+    return board([check(make(folder / name, one)) for name, one in sent.items()])
+
+
+@pytest.fixture(scope="module")
+def out(made: Board, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("out") / "site"
+    site.build(made, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def said(out: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What the probe found on the first page, with one more script let through its policy."""
+    allowed = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
+    source = (out / "index.html").read_text().replace("script-src ", f"script-src 'sha256-{allowed}' ")
+    (out / "probe.html").write_text(source.replace("</body>", f"<script>{PROBE}</script></body>"))
+    seen = chromium.dump(out / "probe.html", tmp_path_factory.mktemp("profile"))
+    (out / "probe.html").unlink()
+    assert seen.console == []
+    found = re.search(r'<pre id="said">(.*?)</pre>', seen.dom, flags=re.S)
+    assert found, "the probe did not finish"
+    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+
+
+def test_the_first_group_is_shown_by_rank(said: dict) -> None:
+    best = [int(rank.split("–")[0]) for rank in said["first"]]
+    assert best == sorted(best)
+    assert best[0] == 1
+
+
+def test_rows_come_in_pages(said: dict) -> None:
+    assert (said["all"], said["shown"], said["at"]) == ("80 rows", 50, "page 1 of 2")
+    assert (said["next"], said["end"]) == (30, True)
+
+
+def test_columns_sort_both_ways(said: dict) -> None:
+    assert said["up"] == sorted(said["up"])
+    assert said["down"] == sorted(said["down"], reverse=True)
+    assert said["up"] != said["down"]
+    assert said["sorted"] == "ascending"
+
+
+def test_search_and_filter_narrow_the_rows(said: dict) -> None:
+    assert said["found"] == ["int4/block:32"]
+    assert said["models"] == [f"bob: arm {i}" for i in range(6)] or len(said["models"]) == 6
+    assert all(name.startswith("bob") for name in said["models"])
+    assert said["none"] == "0 rows"
+    assert said["labels"] == ["self-attested"]
+
+
+def test_links_lead_to_pages_that_are_there(said: dict, out: Path) -> None:
+    assert len(said["links"]) == 150
+    assert all((out / link).is_file() for link in said["links"])
+
+
+def test_what_was_sent_stays_text(said: dict) -> None:
+    assert said["evil"]
+    assert all("<script>" in name and "onerror" in name for name in said["evil"])
+    assert said["scripts"] == 0
+
+
+def test_it_works_from_the_keyboard_and_is_read_out(said: dict) -> None:
+    assert (said["tabs"], said["focused"], said["live"]) == (True, True, "polite")
+
+
+def test_nothing_but_its_own_style_is_fetched(said: dict) -> None:
+    assert [request for request in said["requests"] if not request.endswith("/style.css")] == []
+
+
+def test_every_kind_of_page_is_silent_and_untaken(out: Path, tmp_path: Path) -> None:
+    pages = [out / "index.html", out / "corrections.html"]
+    pages += [next(path for path in sorted((out / kind).iterdir())) for kind in ("groups", "models", "quantizers")]
+    pages += [path for path in (out / "models").iterdir() if "script" in path.name][:1]
+    for page in pages:
+        seen = chromium.dump(page, tmp_path / "profile")
+        assert seen.console == [], page
+        assert "· qbench leaderboard</title>" in seen.dom, page
+
+
+def test_an_injected_script_does_not_run(out: Path, tmp_path: Path) -> None:
+    page = out / "injected.html"
+    page.write_text(
+        (out / "index.html").read_text().replace("</body>", "<script>document.title='taken'</script></body>")
+    )
+    seen = chromium.dump(page, tmp_path / "profile")
+    page.unlink()
+    assert "<title>taken</title>" not in seen.dom
+    assert any("Content Security Policy" in line for line in seen.console)
+
+
+def test_a_group_draws_its_front(made: Board, out: Path) -> None:
+    drawn = 0
+    for group, rows in made.groups.items():
+        text = (out / "groups" / f"{group.id}.html").read_text()
+        best = front(rows)
+        assert text.count("<circle") == (len(best) if len([r for r in rows if r.bits]) > 1 else 0)
+        drawn += bool(best)
+    assert drawn
+
+
+@pytest.mark.parametrize("kind", ["index.html", "groups", "models"])
+def test_nothing_is_wider_than_a_telephone(out: Path, tmp_path: Path, kind: str) -> None:
+    page = out / kind if kind.endswith("html") else next(iter(sorted((out / kind).iterdir())))
+    wide = out / f"frame-{kind.removesuffix('.html')}.html"
+    # A frame of that width, because headless windows have a least width of their own.
+    measure = "document.title = frames[0].document.documentElement.scrollWidth"
+    wide.write_text(f'<iframe src="{page.relative_to(out)}" width="380" height="900" onload="{measure}"></iframe>')
+    dom = chromium.dump(wide, tmp_path / "profile", "--allow-file-access-from-files").dom
+    wide.unlink()
+    assert re.search(r"<title>(\d+)</title>", dom)[1] == "380"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("scheme", "darker"), [("0", True), ("1", False)], ids=["dark", "light"])
+def test_pages_follow_the_readers_colour_scheme(out: Path, tmp_path: Path, scheme: str, darker: bool) -> None:
+    flags = (f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1200,300")
+    shot = chromium.screenshot(out / "index.html", tmp_path / "profile", tmp_path / "shot.png", *flags)
+    assert (sum(first_pixel(shot)) < 200) == darker

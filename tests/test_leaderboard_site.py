@@ -1,0 +1,298 @@
+"""The site: only comparable rows rank together, ties are ties, nothing sent runs, equal input gives equal bytes."""
+
+import csv
+import io
+import json
+import random
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import duckdb
+import pytest
+from submissions import Made, make
+
+from qbench.report.leaderboard import site, tables
+from qbench.report.leaderboard.board import Board, board, refused
+from qbench.report.leaderboard.check import check
+from qbench.report.leaderboard.entries import Entry
+from qbench.report.leaderboard.front import front
+from qbench.report.leaderboard.ranks import ranks, spoken
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def made(tmp_path: Path, **submissions: Made | tuple[Made, str]) -> Board:
+    checks = []
+    for name, one in submissions.items():
+        what, extra = one if isinstance(one, tuple) else (one, "")
+        checks.append(check(make(tmp_path / name.replace("_", "-"), what, extra)))
+    assert [one.faults for one in checks] == [()] * len(checks)
+    assert refused(checks) == {}
+    return board(checks)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Board:
+    folder = tmp_path_factory.mktemp("four")
+    return made(
+        folder,
+        ada=Made(model="a"),
+        bob=Made(model="b", who="Bob", level=1.9),
+        eve=Made(model=EVIL, who=EVIL, arms=(EVIL, '"><b>', "=cmd()"), level=2.1),
+        old=Made(model="o", version=2),
+    )
+
+
+# Ranks
+
+
+def brute(intervals: list[tuple[float, float]]) -> list[tuple[int, int]]:
+    """By definition: count the rows that are surely better, and those that are surely worse."""
+    return [
+        (1 + sum(other[1] < low for other in intervals), len(intervals) - sum(other[0] > high for other in intervals))
+        for low, high in intervals
+    ]
+
+
+def test_ranks_are_what_counting_says() -> None:
+    chance = random.Random(0)
+    for _ in range(300):
+        found = [
+            (low, low + chance.choice([0.0, 0.1, 1.0, float("inf")]))
+            for low in (round(chance.uniform(0, 3), 1) for _ in range(chance.randint(1, 12)))
+        ]
+        assert ranks(found) == brute(found)
+
+
+def test_a_row_without_an_interval_may_be_anywhere() -> None:
+    infinite = (float("-inf"), float("inf"))
+    assert [spoken(rank) for rank in ranks([(1, 2), (3, 4), infinite])] == ["1–2", "2–3", "1–3"]
+
+
+# Groups
+
+
+def test_rows_rank_only_beside_comparable_ones(tmp_path: Path) -> None:
+    small = Made(arms=("residual",), quantizers=("int4/token",))
+    variants = {
+        "base": small,
+        "version": Made(arms=small.arms, quantizers=small.quantizers, version=2),
+        "device": Made(arms=small.arms, quantizers=small.quantizers, device="cuda:H100"),
+        "data": Made(arms=small.arms, quantizers=small.quantizers, data="e" * 64),
+        "windows": Made(arms=small.arms, quantizers=small.quantizers, windows=32),
+        "same": Made(arms=small.arms, quantizers=("int8/token",), model="other"),
+    }
+    found = made(tmp_path, **variants)
+    together = [sorted({row.submission for row in rows}) for rows in found.groups.values()]
+    assert sorted(together) == sorted(
+        [["base", "same"]] * 2 + [[n] for n in ("version", "device", "data", "windows")] * 2
+    )
+    assert {row.rank[1] for row in found.rows if row.submission not in ("base", "same") and row.rank} == {1}
+
+
+def test_a_row_states_its_evidence(four: Board) -> None:
+    row = next(r for r in four.rows if r.model == "a: residual" and r.quantizer == "int4/token")
+    assert (row.seeds, row.n, row.bits) == ((0, 1, 2), 48, 4.5)
+    assert row.value == pytest.approx(2 + 0.1 + 0.02, abs=0.01)  # the mean over seeds 0, 1, 2
+    assert row.low < row.value < row.high
+    assert row.seed_floor == pytest.approx(0.02, abs=0.01)
+    assert row.numerical_floor == 2e-7
+    assert row.window_floor
+    assert row.increase == pytest.approx(0.1, abs=0.01)
+    assert len(row.date) == 10
+
+
+def test_the_front_is_what_nothing_beats(four: Board) -> None:
+    for rows in four.groups.values():
+        found = front(rows)
+        for one in rows:
+            beaten = any(
+                other.bits <= one.bits
+                and other.value <= one.value
+                and (other.bits, other.value) != (one.bits, one.value)
+                for other in rows
+                if other.bits is not None and one.bits is not None
+            )
+            assert (one in found) == (one.bits is not None and not beaten)
+
+
+# Corrections
+
+SUPERSEDES = "supersedes:\n  - {submission: ada, reason: the old one had a bug}\n"
+
+
+def test_superseded_rows_stay_without_a_rank(tmp_path: Path) -> None:
+    found = made(tmp_path, ada=Made(model="a"), ada_2=(Made(model="a", level=1.8), SUPERSEDES), bob=Made(model="b"))
+    old = [row for row in found.rows if row.submission == "ada"]
+    assert old
+    assert {(row.rank, row.superseded) for row in old} == {(None, "ada-2")}
+    for rows in found.groups.values():
+        ranked = [row for row in rows if row.rank]
+        assert max(row.rank[1] for row in ranked if row.rank) == len(ranked)
+        assert rows[: len(ranked)] == tuple(ranked)
+    page = site.contents(found)["corrections.html"].decode()
+    assert "the old one had a bug" in page
+    assert "ada-2" in page
+
+
+def test_nobody_supersedes_what_is_somebody_elses(tmp_path: Path) -> None:
+    checks = [check(make(tmp_path / "ada", Made())), check(make(tmp_path / "mal", Made(who="Mal"), SUPERSEDES))]
+    assert refused(checks) == {"mal": "cannot supersede ada, which is not by Mal"}
+
+
+# The files
+
+
+class Links(HTMLParser):
+    """Where a page leads, what it loads, and what it could run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name.startswith("on") or name == "style":
+                self.handlers.append(name)
+            if name in ("href", "src"):
+                self.links.append(value or "")
+
+
+def test_pages_hold_no_handler_and_lead_nowhere_that_is_not_there(four: Board) -> None:
+    files = site.contents(four)
+    for name, content in files.items():
+        if not name.endswith(".html"):
+            continue
+        page = Links()
+        page.feed(content.decode())
+        assert page.handlers == [], name
+        assert "img" not in page.tags, name
+        assert page.tags.count("script") == (2 if name == "index.html" else 0), name
+        for link in page.links:
+            if link.startswith(("#", "data:,", "https://example.org/")):
+                continue
+            here = Path("site", name).parent
+            target = (here / link).as_posix()
+            while ".." in target:
+                target = re.sub(r"[^/]+/\.\./", "", target, count=1)
+            assert target.removeprefix("site/") in files, f"{name} leads to {link}"
+
+
+def test_what_was_sent_is_shown_as_text(four: Board) -> None:
+    for name, content in site.contents(four).items():
+        if name.endswith(".html"):
+            assert b"<script>alert" not in content, name
+            assert b"<img" not in content, name
+            assert b"default-src 'none'" in content, name
+            assert b"unsafe" not in content, name
+
+
+def test_no_name_leaves_the_folder() -> None:
+    for name in ("../../etc/passwd", "..", "", "/", "a" * 500, "\u202e", "con", "%2e%2e"):
+        assert re.fullmatch(r"models/[a-z0-9-]{0,20}-[0-9a-f]{6}\.html", site.address("model", name)), name
+    assert site.address("model", "a b") != site.address("model", "a-b")
+
+
+def test_csv_json_and_parquet_hold_the_same_rows(four: Board, tmp_path: Path) -> None:
+    files = site.contents(four)
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(files["rows.parquet"])
+    of_parquet = duckdb.sql(f"select * from read_parquet('{path}')").fetchall()
+    found = json.loads(files["rows.json"])
+    of_json = [tuple(w[v] if w else v for v, w in zip(row, found["words"], strict=True)) for row in found["rows"]]
+    assert of_parquet == of_json
+    head, *of_csv = csv.reader(io.StringIO(files["rows.csv"].decode()))
+    assert head == found["columns"] == list(tables.COLUMNS)
+    assert [[cell.removeprefix("'") for cell in row] for row in of_csv] == [
+        ["" if value is None else str(value) for value in row] for row in of_json
+    ]
+    assert len(of_json) == len(four.rows)
+
+
+def test_a_spreadsheet_runs_nothing(tmp_path: Path) -> None:
+    found = made(tmp_path, calc=Made(model="=cmd|'/c calc'!A1", arms=("residual",)))
+    rows = csv.reader(io.StringIO(site.contents(found)["rows.csv"].decode()))
+    assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("ada", "bob"):
+        make(tmp_path / "in" / name, Made(model=name))
+    code = "import sys; from qbench.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    for out, order in (("x", ("ada", "bob")), ("y", ("bob", "ada"))):
+        folders = [str(tmp_path / "in" / name) for name in order]
+        command = [sys.executable, "-c", code, "leaderboard", "build", *folders, "--out", str(tmp_path / out)]
+        subprocess.run(command, check=True, capture_output=True)
+    files = {p.relative_to(tmp_path / "x"): p.read_bytes() for p in (tmp_path / "x").rglob("*") if p.is_file()}
+    assert files == {p.relative_to(tmp_path / "y"): p.read_bytes() for p in (tmp_path / "y").rglob("*") if p.is_file()}
+    assert len(files) > 10
+
+
+def test_500_rows_fit_in_a_megabyte(tmp_path: Path) -> None:
+    arms = [f"arm number {i}" for i in range(25)]
+    found = made(tmp_path, **{f"s{i}": Made(model=f"model {i}", arms=arms, seeds=(0,)) for i in range(4)})
+    assert len(found.rows) == 500
+    assert sum(map(len, site.contents(found).values())) < 1_000_000
+
+
+def test_100_000_records_take_under_ten_seconds(tmp_path: Path) -> None:
+    folders = [make(tmp_path / f"s{i}", Made(model=f"m{i}", filler=1650)) for i in range(2)]
+    records = sum(path.read_bytes().count(b'{"line":"record"') for path in tmp_path.glob("*/records.jsonl"))
+    assert records > 98_000
+    start = time.process_time()
+    site.build(board([check(folder) for folder in folders]), tmp_path / "site")
+    assert time.process_time() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**20  # KiB
+
+
+def test_a_new_build_removes_old_pages_and_touches_nothing_else(tmp_path: Path, four: Board) -> None:
+    out = tmp_path / "site"
+    site.build(four, out)
+    (out / "CNAME").write_text("example.org")
+    site.build(made(tmp_path / "in", ada=Made(model="a")), out)
+    assert (out / "CNAME").exists()
+    assert len(list(out.glob("models/*.html"))) == 2
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    with pytest.raises(site.NotOurs, match="holds other files"):
+        site.build(four, other)
+
+
+# The command
+
+
+def test_the_command_checks_and_builds(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    make(tmp_path / "in" / "ada", Made(model="a"))
+    bad = make(tmp_path / "in" / "bad", Made(model="b"))
+    assert command("leaderboard", "check", "in/ada") == (0, "ada: accepted, self-attested\n", "")
+    (bad / "records.jsonl").write_text("")
+    code, out, _ = command("leaderboard", "check", "in")
+    assert code == 1
+    assert out.startswith("ada: accepted, self-attested\nbad: records.jsonl is not the file")
+    code, out, _ = command("leaderboard", "check", "in", "--format", "markdown")
+    assert (code, out[:15]) == (1, "### `` ada ``: ")
+    code, out, err = command("leaderboard", "build", "in", "--out", "site")
+    assert (code, out) == (1, "site/index.html: 10 rows in 2 groups\n")
+    assert err.startswith("bad: ")
+    assert command("leaderboard", "build", "in/bad", "--out", "none")[0] == 4
+    assert not Path("none").exists()
+    assert command("leaderboard", "build", "in")[0] == 2
+    assert command("leaderboard", "check", "nowhere")[0] == 2
+
+
+def test_the_order_within_a_group_is_by_value(four: Board) -> None:
+    def value(row: Entry) -> float:
+        return row.value
+
+    for rows in four.groups.values():
+        assert list(rows) == sorted(rows, key=value)
