@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,9 +16,11 @@ import pytest
 from tiny import ARMS, SUITE, Bench
 
 from qbench.cli.main import COMMANDS
+from qbench.data.catalog import SOURCES
 from qbench.metrics.catalog import METRICS
 from qbench.models.catalog import MODELS
 from qbench.quant.catalog import QUANTIZERS
+from qbench.quant.kernels import KERNELS
 from qbench.results.export import COLUMNS
 from qbench.results.run import read
 
@@ -53,7 +56,7 @@ def test_help_names_every_command(command: Command) -> None:
     code, out, _ = command("--help")
     assert code == 0
     for name, (text, _, _) in COMMANDS.items():
-        assert f"    {name} " in out
+        assert re.search(rf"^    {name}\s", out, re.MULTILINE)
         assert text[:40] in " ".join(out.split())
     assert command() == (2, out, "")
 
@@ -65,14 +68,21 @@ def test_a_shipped_suite_is_good_and_needs_no_torch(first_run: Bench, without: C
     assert done.stdout.startswith(f"{suite}: good; ")
 
 
+SHIPPED = (
+    *("quickstart", "growth", "wiring"),
+    *("deploy-lm", "deploy-vision", "weights", "kv", "sensitivity", "compare", "compare-saved"),
+)
+
+
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("suites", ["quickstart", "growth", "wiring"]),
+        ("suites", SHIPPED),
         ("models", MODELS),
         ("quantizers", QUANTIZERS),
         ("metrics", METRICS),
-        ("data", ["stdlib", "text:PATH"]),
+        ("data", SOURCES),
+        ("kernels", KERNELS),
     ],
 )
 def test_ls_has_a_line_for_each(command: Command, what: str, names: Sequence[str]) -> None:
@@ -134,8 +144,8 @@ def test_the_four_formats_say_the_same(command: Command, first_run: Bench, tmp_p
     header, *rows = csv.reader(io.StringIO(text))
     assert tuple(header) == tuple(COLUMNS)
     assert " ".join(COLUMNS) == (
-        "suite model wiring optimizer seed step kind site scope quantizer bits_per_value metric unit value low high n "
-        "status samples_digest record_id"
+        "suite model wiring optimizer seed step kind site scope quantizer slice bits_per_value metric unit value low high "
+        "n status samples_digest record_id"
     )
     expected = sum(1 for _ in read(first_run.out).records())
     assert len(rows) == expected

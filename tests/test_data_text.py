@@ -190,7 +190,7 @@ def test_catalog_loads_by_name(tmp_path: Path, python: Corpus) -> None:
 
 @pytest.mark.parametrize("name", ["stdlb", "stdlib:3.11", "text", "txt:notes", ""])
 def test_unknown_names_are_answered_with_the_known(name: str) -> None:
-    with pytest.raises(UnknownName, match=f"no data '{name}'.*known: {', '.join(SOURCES)}"):
+    with pytest.raises(UnknownName, match=f"no data '{name}'.*known: {', '.join(sorted(SOURCES))}"):
         load(name)
 
 

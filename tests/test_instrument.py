@@ -98,7 +98,7 @@ def test_errors_are_sums_over_batches_each_with_scales_of_its_own(kind: str) -> 
     for i, name in enumerate(PER_BATCH):
         copy = torch.cat(copies[3 * i : 3 * i + 3]).double().flatten(0, 1)
         asked = Measurement(what="error", kind=kind, sites=(site,), windows=WINDOWS, split="test", quantizer=name)
-        (record,) = tally.error_records(cell(asked))
+        (record,) = tally.records(cell(asked))
         error = (whole - copy).square()
         ratio_C = error.sum(0) / whole.square().sum(0)
         expected = {
@@ -121,11 +121,11 @@ def calibrated() -> tuple[dict[str, Record], dict[str, dict[str, dict[str, float
     for site, x in calibration(ROWS, WIDTH, seed=0).items():
         tally.visit(site, x)
     place = {"kind": "activation", "sites": CALIBRATION_SITES}
-    shapes = {record.site: record for record in tally.shape_records(cell(Measurement(what="shape", **place)))}
+    shapes = {record.site: record for record in tally.records(cell(Measurement(what="shape", **place)))}
     errors = {
         str(row.spec): {
             record.site: dict(record.values)
-            for record in tally.error_records(cell(Measurement(what="error", quantizer=str(row.spec), **place)))
+            for record in tally.records(cell(Measurement(what="error", quantizer=str(row.spec), **place)))
         }
         for row in QUANTIZERS.values()
     }
@@ -237,7 +237,7 @@ def test_weights_of_a_tally_have_a_scale_for_each_output() -> None:
     w = small("residual").weights()["blocks.0.mlp.pre"]
     tally.visit("blocks.0.mlp.pre", w)
     asked = replace(cell(Measurement(what="error", kind="weight", quantizer="int4/channel")))
-    (record,) = tally.error_records(asked)
+    (record,) = tally.records(asked)
     assert record.bits_per_value == pytest.approx((4 * w.numel() + 32 * len(w)) / w.numel())
     scale = w.detach().double().abs().amax(1, keepdim=True) / 7
     error = ((w / scale).round() * scale - w).square().sum() / w.double().square().sum()

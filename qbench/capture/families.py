@@ -13,7 +13,9 @@ import re
 
 from qbench.capture.architectures import FAMILIES, Config
 from qbench.capture.layout import Layout
-from qbench.capture.sites import SiteNames
+from qbench.capture.sites import SiteNames, own
+
+OWN = "qbench"  # the model_type of what models.export writes: its parameters have the names of sites already
 
 
 def layout(config: Config) -> Layout | None:
@@ -29,6 +31,8 @@ def site_names(config: Config) -> SiteNames | None:
     >>> names.canonical("blocks.0.in"), "blocks.0.mid" in names.sites, names.weights[:2]
     ('embed', False, ('embed', 'blocks.0.attn.q'))
     """
+    if config.get("model_type") == OWN:
+        return own(config["wiring"], int(config["layers"]))
     model = layout(config)
     if model is None:
         return None
@@ -65,6 +69,8 @@ def weight_site(parameter: str, config: Config) -> str | None:
     >>> weight_site("model.layers.3.self_attn.q_proj.weight", {"model_type": "llama", "num_hidden_layers": 4})
     'blocks.3.attn.q'
     """
+    if config.get("model_type") == OWN:
+        return None if parameter.endswith(".gain") else parameter
     model = layout(config)
     if model is None:
         return None

@@ -8,9 +8,14 @@ from torch import nn
 from qbench.capture.families import FAMILIES, layout, site_names
 from qbench.capture.foreign import foreign_matrices, foreign_places, settings
 from qbench.capture.place import Matrix, Place, as_matrices, as_places
-from qbench.capture.sites import Kind, SiteNames, near, own, resolve
+from qbench.capture.sites import SCOPES, Kind, SiteNames, near, own, resolve
 from qbench.models.transformer import Transformer
 from qbench.names import UnknownName, matches
+
+
+class NoScope(UnknownName):
+    """A scope of site names, asked of a model that has none: nothing is wrong, and nothing can be measured."""
+
 
 ITSELF = "model"  # the name of a model that is one leaf module
 
@@ -55,10 +60,22 @@ def select(model: nn.Module, kind: Kind, pattern: str) -> tuple[str, ...]:
     if known is not None:
         return resolve(pattern, kind, known)
     raw = matrices(model) if kind == "weight" else places(model)
+    if pattern in SCOPES[kind]:
+        return _in_scope(model, kind, pattern, tuple(raw))
     found = tuple(name for name in raw if matches(pattern, name))
     if not found:
         raise UnknownName(f"no {kind} place {pattern!r}{near(pattern, raw, raw)} known: {', '.join(raw)}")
     return found
+
+
+def _in_scope(model: nn.Module, kind: Kind, scope: str, raw: tuple[str, ...]) -> tuple[str, ...]:
+    """What a scope selects where places go by the names of modules: `all` of them, and as `weights` those in layers."""
+    if scope == "all":
+        return raw
+    if scope == "weights" and kind == "weight":
+        lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+        return tuple(name for name in raw if any(name.startswith(f"{one}.") for one in lists)) or raw
+    raise NoScope(f"the scope {scope!r} means nothing in a model without site names; {unnamed(model)}")
 
 
 def unnamed(model: nn.Module) -> str:

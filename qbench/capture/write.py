@@ -1,8 +1,11 @@
 """The same places run with quantized copies, then restored."""
 
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from io import FileIO
+from os import SEEK_END
+from tempfile import TemporaryFile
 
 import torch
 from torch import Tensor
@@ -12,6 +15,7 @@ from qbench.quant.blocks import at
 from qbench.quant.quantizer import Quantizer
 from qbench.quant.straight import fake
 
+IN_MEMORY = 2**26  # bytes of a model's own weights that stay in memory while quantized ones are in their place
 SAMPLE = 16_384  # values in which distinct codes are counted: a full count would cost more than the forward pass
 
 
@@ -77,15 +81,18 @@ def quantized(
     """While open, activations, weights and gradients of the named places are their quantized copies.
 
     Activations and gradients pass straight through (`quant.straight`), so the model still trains; weights are
-    replaced in place and put back to the bit on the way out, also after an error. A place that gives anything but
+    replaced in place and put back to the bit on the way out, also after an error; in the meantime all but 64 MB of
+    them wait in a temporary file, so that there is no second model in memory. A place that gives anything but
     one floating-point tensor raises TypeError when it is reached.
     """
     backward = gradients or {}
     kinds = {"weight": matrices, "activation": places, "gradient": backward}
     engagement = Engagement(tuple(f"{kind}:{name}" for kind, names in kinds.items() for name in names))
     with ExitStack() as undo:
+        originals = _Originals(undo)
         for name, (matrix, quantizer) in matrices.items():
-            undo.enter_context(_replaced(f"weight:{name}", matrix, quantizer, engagement))
+            back = originals.keep(matrix.read())
+            undo.enter_context(_replaced(f"weight:{name}", matrix, quantizer, engagement, back))
         for name in dict.fromkeys((*places, *backward)):
             place = (places.get(name) or backward[name])[0]
             hook = _Hook(name, _second(places.get(name)), _second(backward.get(name)), engagement)
@@ -124,14 +131,57 @@ class _Hook:
             self.engagement.note(place, self.backward, gradient, self.backward.roundtrip(gradient))
 
 
+class _Originals:
+    """Matrices as they were: the first ones in memory, the others in a file that has no name and goes with `undo`."""
+
+    def __init__(self, undo: ExitStack) -> None:
+        self.undo = undo
+        self.room = IN_MEMORY
+        self.file: FileIO | None = None
+
+    def keep(self, x: Tensor) -> Callable[[], Tensor]:
+        """What gives `x` back, whatever is written over it."""
+        if x.device.type == "cpu" and x.nbytes > self.room:
+            with suppress(OSError):  # a disk without room: memory may have some
+                return self._stored(x)
+        self.room -= x.nbytes
+        copy = x.clone()
+        return lambda: copy
+
+    def _stored(self, x: Tensor) -> Callable[[], Tensor]:
+        if self.file is None:
+            temporary = TemporaryFile(prefix="qbench-", buffering=0)  # noqa: SIM115  (`undo` closes it)
+            self.file = self.undo.enter_context(temporary)
+        file, shape, dtype, size = self.file, x.shape, x.dtype, x.nbytes
+        start = file.seek(0, SEEK_END)
+        left = x.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        while left:  # the system takes 2 GiB at most in one go
+            left = left[file.write(left) :]
+
+        def back() -> Tensor:
+            file.seek(start)
+            values = bytearray(size)
+            missing = memoryview(values)
+            while missing and (count := file.readinto(missing)):
+                missing = missing[count:]
+            if missing:
+                raise OSError(f"the file with the model's own weights lost the last {len(missing)} bytes of {size}")
+            return torch.frombuffer(values, dtype=dtype).view(shape)
+
+        return back
+
+
 @contextmanager
-def _replaced(name: str, matrix: Matrix, quantizer: Quantizer, engagement: Engagement) -> Generator[None, None, None]:
-    original = matrix.read().clone()
+def _replaced(
+    name: str, matrix: Matrix, quantizer: Quantizer, engagement: Engagement, back: Callable[[], Tensor]
+) -> Generator[None, None, None]:
     with torch.no_grad(), at(name):
+        original = matrix.read()
         copy = quantizer.roundtrip(original)
         engagement.note(name, quantizer, original, copy)
         matrix.write(copy)
+    del original, copy
     try:
         yield
     finally:
-        matrix.write(original)
+        matrix.write(back())

@@ -81,7 +81,9 @@ def doctor(_options: argparse.Namespace) -> int:
     """What this machine can run; 4 where the main job could not run."""
     from qbench.suite.device import gpu_names
 
-    wanted = {"torch": "run", "safetensors": "", "pytorch-optimizer": "run", "duckdb": "", "matplotlib": "figures"}
+    wanted = {"torch": "run", "safetensors": "", "duckdb": "", "matplotlib": "figures"}
+    of_run = ("pytorch-optimizer", "transformers", "torchao", "bitsandbytes", "lm-eval", "scikit-learn")
+    wanted |= dict.fromkeys(of_run, "run")
     missing: list[str] = []
     for name, extra in wanted.items():
         try:

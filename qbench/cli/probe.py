@@ -6,6 +6,8 @@ from pathlib import Path, PurePath
 
 from qbench.cli.main import GOOD, UsageError
 from qbench.cli.run import run
+from qbench.models.fetch import fetch
+from qbench.models.folder import look
 
 # The shipped suite that asks what a release engineer asks, by what a model is for.
 SUITES: Mapping[str, str] = {
@@ -17,12 +19,9 @@ SUITES: Mapping[str, str] = {
 
 def probe(options: argparse.Namespace) -> int:
     """Run the suite for models of this kind, or for weights alone, and write its page."""
-    from qbench.models.fetch import fetch
-    from qbench.models.folder import look
-
     folder = look(fetch(options.model, options.revision).path)
     options.suite = "weights" if options.weights_only else SUITES[folder.task or "causal-lm"]
-    given = {"model": options.model, "data": options.data}
+    given = {"model": options.model, "data": options.data, "revision": options.revision}
     return _run(options, given, f"probe-{PurePath(options.model).name}")
 
 
@@ -32,6 +31,8 @@ def compare(options: argparse.Namespace) -> int:
     options.suite = "compare-saved" if saved else "compare"
     if saved and options.data:
         raise UsageError("a saved reference has its own texts; --data goes with two models")
+    if not saved and not options.data and look(fetch(options.base).path).task == "image-classification":
+        options.data = "digits"
     given = {"base": options.base, "candidate": options.candidate, "data": options.data}
     return _run(options, given, f"compare-{PurePath(options.candidate).name}")
 
@@ -40,6 +41,8 @@ def reference(options: argparse.Namespace) -> int:
     """Save what candidates are compared with, so that only one model has to be in memory."""
     from qbench.suite.reference import save
 
+    if options.windows < 1:
+        raise UsageError(f"--windows {options.windows}: expected at least 1")
     out = Path(options.out or f"{PurePath(options.model).name}.reference.safetensors")
     saved = save(options.model, options.data, out, windows=options.windows, trust=options.trust_remote_code)
     print(f"{out}: {saved}")

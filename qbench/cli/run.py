@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     if not planned.todo:
         which = f"cells that start with {options.only}" if options.only else f"{len(planned.cells)} cells"
         print(f"{out}: all {which} are there; nothing to run")
+        _say_again(out)
         return GOOD
     return _carry_out(planned, options)
 
@@ -54,6 +55,7 @@ def _workers(options: argparse.Namespace, device: Device) -> int:
 
 
 def _carry_out(planned: Plan, options: argparse.Namespace) -> int:
+    from qbench.report import answer
     from qbench.report.page import build
     from qbench.results.run import read
 
@@ -67,16 +69,29 @@ def _carry_out(planned: Plan, options: argparse.Namespace) -> int:
         for step in execute(planned, cost, kept | {"workers": planned.workers}):
             states.update([step.status] if step.status else [])
             display.show(step)
-    page = build(read(planned.out).current, planned.out / "report.html")
+    current = read(planned.out).current
+    page = build(current, planned.out / "report.html")
     if not quiet:
         _summary(planned, cost, perf_counter() - start, states)
-        print(f"page: {page}")
+        print("\n".join(answer.lines(current) or [f"page: {page}"]))
     return ERROR if states["failed"] else GOOD
+
+
+def _say_again(out: Path) -> None:
+    """The answer of a probe that is there already."""
+    from qbench.report import answer
+    from qbench.results.run import read
+
+    for line in answer.lines(read(out).current):
+        print(line)
 
 
 def _summary(planned: Plan, cost: Cost, wall: float, states: Counter[str]) -> None:
     failed = f", {states['failed']} FAILED (qbench show {planned.out} CELL says why)" if states["failed"] else ""
-    print(f"{planned.out}: {states['measured']} cells measured{failed}")
+    cannot = (
+        f", {states['unsupported']} that this machine or model has no way to answer" if states["unsupported"] else ""
+    )
+    print(f"{planned.out}: {states['measured']} cells measured{cannot}{failed}")
     print(
         f"cost: {wall:.0f} s wall on {planned.workers} workers, {cost.cpu_seconds:.0f} CPU seconds "
         f"({cost.training_cpu_seconds:.0f} training {cost.trained} models, {cost.measuring_cpu_seconds:.0f} measuring, "

@@ -1,6 +1,7 @@
 """How far a model's predictions are from its reference's: Kullback-Leibler divergence over the whole vocabulary."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,13 @@ from torch.nn.functional import log_softmax
 
 from qbench.data.passages import Windows
 from qbench.evaluate.costs import COLUMNS, Floats, costs, per_window, standard_errors
-from qbench.evaluate.likelihood import BATCH, POSITIONS, Likelihood
-from qbench.evaluate.pieces import Step, divided, pieces
+from qbench.evaluate.likelihood import BATCH, POSITIONS, Likelihood, largest
+from qbench.evaluate.pieces import MOST, Step, divided, pieces
 from qbench.evaluate.reference import Reference
+from qbench.models.hub import HubModel
+from qbench.models.transformer import Transformer
 
+Treatment = Callable[[], AbstractContextManager[object]]
 DIRECTION = "KL(unquantized || quantized)"
 PRECISION = "log-softmax in float32, sums in float64"
 # Costs that are also given for the slice where they are worst; tails need more predictions than a slice may have.
@@ -106,48 +110,109 @@ def divergence(model: nn.Module, windows: Windows, reference: Reference, batch: 
         BadReference: other windows, or another vocabulary.
         ValueError: logits that are not finite.
     """
+    return divergences(model, [nullcontext], windows, reference, batch)[0]
+
+
+@torch.no_grad()
+def divergences(
+    model: nn.Module, treatments: Sequence[Treatment], windows: Windows, reference: Reference, batch: int = BATCH
+) -> list[Divergence]:
+    """`divergence` of `model` under each of several treatments, which all leave its head alone.
+
+    The reference's logits are made once for all treatments. Each is entered once for every run of windows, whose
+    states are kept: a batch of windows, or as many as have 2^24 values in all.
+    """
     reference.expect(windows)
     device = next(model.parameters()).device
-    hidden, head = divided(model)
-    heads = (head, reference.on(device))
-    found: list[Tensor] = []
-    for start in range(0, len(windows), batch):
-        tokens = windows.tokens[start : start + batch].to(device)
-        states = (hidden(tokens[:, :-1]), reference.states[start : start + batch].to(device))
-        found.append(_compared(states, heads, tokens[:, 1:], reference).cpu())
-    each = torch.cat(found, dim=1).numpy()
+    heads = (divided(model)[1], reference.on(device))
+    found: list[list[Tensor]] = [[] for _ in treatments]
+    for batches in _runs(windows, reference, len(treatments), batch):
+        tokens = [windows.tokens[rows].to(device) for rows in batches]
+        ours = [_states(model, treatment, tokens) for treatment in treatments]
+        for rows, part, states in zip(batches, tokens, zip(*ours, strict=True), strict=True):
+            theirs = reference.states[rows].to(device)
+            for columns, each in zip(found, _compared((*states, theirs), heads, part[:, 1:], reference), strict=True):
+                columns.append(each)
+    return [_finite(windows, torch.cat(columns, dim=1)) for columns in found]
+
+
+def head_parts(model: nn.Module) -> tuple[object, ...]:
+    """Modules and parameters that make logits of a model's states; none where it is not known to be two steps."""
+    if isinstance(model, Transformer):
+        return (model.logits, model.site["logits"])
+    if not isinstance(model, HubModel) or model.undivided:
+        return ()
+    head = model.hf.get_output_embeddings()
+    return () if head is None else (*head.modules(), *head.parameters())
+
+
+def _runs(windows: Windows, reference: Reference, treatments: int, batch: int) -> Iterator[list[slice]]:
+    """Batches that a treatment is entered for once."""
+    batches = [slice(start, start + batch) for start in range(0, len(windows), batch)]
+    kept = treatments * batch * reference.states[:1].numel()
+    step = max(1, MOST // kept) if treatments > 1 else 1
+    return (batches[start : start + step] for start in range(0, len(batches), step))
+
+
+def _states(model: nn.Module, treatment: Treatment, tokens: Sequence[Tensor]) -> list[Tensor]:
+    with treatment():
+        return [divided(model)[0](part[:, :-1]) for part in tokens]
+
+
+def _finite(windows: Windows, columns: Tensor) -> Divergence:
+    each = columns.numpy()
     if bad := int((~np.isfinite(each)).any(0).sum()):
         raise ValueError(f"{bad} of {each[0].size} predictions have logits that are not finite")
     return Divergence(windows, dict(zip(COLUMNS, each, strict=True)))
 
 
-def _compared(states: tuple[Tensor, Tensor], heads: tuple[Step, Step], target: Tensor, reference: Reference) -> Tensor:
-    """The columns of a batch, float64 [8, B, T], from states [B, T, D] of the model and of its reference."""
-    ours, theirs = (part.flatten(0, 1) for part in states)
+def _compared(states: Sequence[Tensor], heads: tuple[Step, Step], target: Tensor, reference: Reference) -> list[Tensor]:
+    """The columns of a batch under each treatment, float64 [8, B, T] on the CPU.
+
+    From states [B, T, D] of the treatments, and of the reference, which come last.
+    """
+    *ours, theirs = (part.flatten(0, 1) for part in states)
     goals = target.flatten()
-    found: list[Tensor] = []
+    found: list[list[Tensor]] = [[] for _ in ours]
     for rows in pieces(len(goals), reference.vocabulary, goals.device.type):
-        logits, base = heads[0](ours[rows]), heads[1](theirs[rows])
-        if logits.shape != base.shape:
-            reference.expect_vocabulary(logits.shape[-1])
-        found.append(_columns(logits, base, goals[rows]))
-    return torch.cat(found, dim=1).view(-1, *target.shape)
+        base = _Said.of(heads[1](theirs[rows]), goals[rows])
+        for columns, part in zip(found, ours, strict=True):
+            logits = heads[0](part[rows])
+            if logits.shape != base.log_p.shape:
+                reference.expect_vocabulary(logits.shape[-1])
+            columns.append(_columns(_Said.of(logits, goals[rows]), base))
+    return [torch.cat(columns, dim=1).view(-1, *target.shape).cpu() for columns in found]
 
 
-def _columns(logits: Tensor, base: Tensor, target: Tensor) -> Tensor:
-    """`costs.COLUMNS` of rows of logits, [R, V] each, as float64 [8, R].
+@dataclass(frozen=True, slots=True, eq=False)
+class _Said:
+    """What a model says at R predictions: log-probabilities [R, V], probabilities, losses [R], its verdicts [R]."""
+
+    log_p: Tensor
+    p: Tensor
+    loss: Tensor
+    top: Tensor
+    wrong: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, target: Tensor) -> "_Said":
+        top = largest(logits)
+        log_p = log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+        loss = -log_p.gather(-1, target[:, None]).squeeze(-1).double()
+        return cls(log_p, log_p.exp(), loss, top, top != target)
+
+
+def _columns(ours: _Said, base: _Said) -> Tensor:
+    """`costs.COLUMNS` of R predictions, float64 [8, R]. Writes over what is in `ours`.
 
     The terms summed are p log(p/q) - p + q, none of them negative, and not p log(p/q): p and q add up to 1, and this
     way an error in normalizing either cancels to first order. Near p = q the plain sum is all rounding.
     """
-    top, base_top = logits.argmax(-1), base.argmax(-1)
-    log_q, log_p = (log_softmax(x.to(torch.promote_types(x.dtype, torch.float32)), -1) for x in (logits, base))
-    loss, base_loss = (-x.gather(-1, target[:, None]).squeeze(-1).double() for x in (log_q, log_p))
-    q, p = log_q.exp(), log_p.exp()
+    p, q = base.p, ours.p
     # In place: a piece is a third of the memory, and stays in the cache.
-    ratio, rest = log_p.sub_(log_q), torch.sub(q, p, out=log_q)
-    forward = torch.addcmul(rest, p, ratio, out=p).sum(-1, dtype=torch.float64)
+    ratio, rest = base.log_p - ours.log_p, torch.sub(q, p, out=ours.log_p)
     backward = -torch.addcmul(rest, q, ratio, out=q).sum(-1, dtype=torch.float64)
-    delta = (-loss).exp() - (-base_loss).exp()
-    found = (loss, base_loss, forward, backward, delta, top != target, base_top != target, top != base_top)
+    forward = torch.addcmul(rest, p, ratio, out=ratio).sum(-1, dtype=torch.float64)
+    delta = (-ours.loss).exp() - (-base.loss).exp()
+    found = (ours.loss, base.loss, forward, backward, delta, ours.wrong, base.wrong, ours.top != base.top)
     return torch.stack([column.double() for column in found])

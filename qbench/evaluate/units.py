@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from qbench.capture.exclude import Linears
 from qbench.capture.families import layout, linear_groups
 from qbench.capture.foreign import settings
 from qbench.capture.place import Matrix, Place
@@ -171,18 +172,6 @@ def _input(module: nn.Module) -> Place:
 
 def _matrix(module: nn.Module) -> Matrix:
     return Matrix(cast(nn.Parameter, module.weight), transposed=_is_conv1d(module))
-
-
-@dataclass(frozen=True, slots=True)
-class Linears:
-    """Names of linear layers as a checkpoint has them: those inside the blocks, and the others, such as the head.
-
-    `transposed` are those of either that keep their matrix as [in, out], which some tools do not take for linear.
-    """
-
-    inside: tuple[str, ...]
-    outside: tuple[str, ...]
-    transposed: tuple[str, ...]
 
 
 def linears(model: nn.Module) -> Linears:

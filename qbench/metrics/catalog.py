@@ -89,6 +89,7 @@ METRICS: Mapping[str, Metric] = {
         "1", "evidence", "Spearman's, of its magnitude with the exact loss increase"
     ),
     "rank_correlation/fisher": Metric("1", "evidence", "Spearman's, of this order with the exact loss increase"),
+    "block_forwards": Metric("1", "evidence", "of the forward passes of blocks that whole passes would have taken"),
     "error_rate": Metric("1", "cost", "share of tokens whose most likely next token is wrong"),
     "floor/numerical": Metric(
         "nats/token", "evidence", "largest loss change of a window when only the batch size or the precision changes"
@@ -140,6 +141,7 @@ METRICS: Mapping[str, Metric] = {
     # Optimizer state in few bits
     "bits_per_value/state": Metric("bits", "cost", "bits stored per number of optimizer state, with all scales"),
     "bytes/state": Metric("B", "cost", "memory of the optimizer's state, step counters apart"),
+    "low_bit_share": Metric("1", "evidence", "share of the numbers of optimizer state that are kept in few bits"),
     "train_loss/full_state": Metric("nats/token", "evidence", "train_loss of the same rule with float32 state"),
     # Tasks of the lm-evaluation-harness; `vectors` hold one number for each document
     "task_error/acc": Metric("1", "cost", "share of documents whose likeliest answer is wrong: 1 - acc"),

@@ -5,11 +5,12 @@ from statistics import median
 
 from qbench.report.formats import Format
 from qbench.report.tables import NONE, Table
-from qbench.report.verdict import increase, share
+from qbench.report.verdict import increase, nats, share
 from qbench.report.view import Row, View, place
 from qbench.report.words import fixed, listed, number
 
 KEYS, VALUES = "attn.k", "attn.v"
+CLEAR_DB = 1.0
 
 
 def costs(found: Sequence[Format]) -> Table | None:
@@ -31,7 +32,7 @@ def _parts(one: Format) -> tuple[str, str]:
 
 
 def _cost(one: Format) -> tuple[str, ...]:
-    kld = number(one.values["kld"], 2) if "kld" in one.values else NONE
+    kld = nats(one.values["kld"]) if "kld" in one.values else NONE
     same = share(1 - one.values["top1_changed"]) if "top1_changed" in one.values else NONE
     bits = NONE if one.row.bits is None else number(one.row.bits)
     return bits, kld, increase(one), same, one.tier
@@ -63,12 +64,21 @@ def _site(rows: Sequence[Row], quantizer: str, site: str) -> tuple[str, str]:
 
 
 def summary(seen: View) -> str:
-    """Which of the two is harder under the quantizers tried."""
+    """Which of the two is clearly harder, and under which of the quantizers tried."""
     rows = [row for row in seen.select("error", kind="activation") if place(row.site)[1] in (KEYS, VALUES)]
     harder: dict[str, list[str]] = {KEYS: [], VALUES: []}
     for name in dict.fromkeys(row.quantizer for row in rows):
-        by = {s: [r.values["error_db"] for r in rows if r.quantizer == name and place(r.site)[1] == s] for s in harder}
-        if all(by.values()):
-            harder[max(by, key=lambda site: median(by[site]))].append(name)
+        keys, values = (_median(rows, name, site) for site in (KEYS, VALUES))
+        if keys is not None and values is not None and abs(keys - values) >= CLEAR_DB:
+            harder[KEYS if keys > values else VALUES].append(name)
+    if not rows:
+        return ""
     words = {KEYS: "Keys are harder than values under", VALUES: "Values are harder than keys under"}
-    return " ".join(f"{words[site]} {listed(names)}." for site, names in harder.items() if names)
+    said = [f"{words[site]} {listed(names)}." for site, names in harder.items() if names]
+    return " ".join(said) or f"Keys and values are equally hard: within {CLEAR_DB:g} dB under every quantizer."
+
+
+def _median(rows: Sequence[Row], quantizer: str, site: str) -> float | None:
+    """Of error_db over layers; None where there is none."""
+    found = [row.values["error_db"] for row in rows if row.quantizer == quantizer and place(row.site)[1] == site]
+    return median(found) if found else None

@@ -5,8 +5,8 @@ from typing import Any
 
 from qbench.report import provenance
 from qbench.report.formats import arms
-from qbench.report.view import Arm, View
-from qbench.report.words import counted, fixed, listed
+from qbench.report.view import UNQUANTIZED, Arm, View
+from qbench.report.words import counted, fixed, listed, number
 from qbench.results.run import Run, part
 
 SHORT = 12  # characters of a digest that a reader compares
@@ -20,15 +20,28 @@ def judged(seen: View) -> Mapping[str, Any]:
     return next((s for s in specs if part(s, "measurement").get("what") == "loss"), specs[0] if specs else {})
 
 
-def sentence(seen: View) -> str:
-    """What the first screen's numbers are of."""
+def sentence(seen: View, *, costs: bool) -> str:
+    """What the first screen's numbers are of; `costs` where they are losses."""
     spec = judged(seen)
     model = listed([_named(arm) for arm in arms(seen)])
-    if part(spec, "measurement").get("what") != "loss":
-        return f"Read from the files alone: {model}. Nothing was run, so nothing here is a loss."
+    if not costs:
+        return f"Tensors of {model}. What quantizing them costs in loss was not measured."
     data = part(spec, "data")
     device = f" on {spec['device']}" if spec.get("device") else ""
-    return f"Measured on {_cut(spec)} of {data.get('name', 'unknown data')}{device}: {model}."
+    return f"Measured on {_cut(spec)} of {data.get('name', 'unknown data')}{device}: {model}.{_plain(seen)}"
+
+
+def _plain(seen: View) -> str:
+    """What the unquantized models reach: the zero of every increase."""
+    rows = [row for row in seen.select("loss", treatment=UNQUANTIZED) if "loss_increase" not in row.values]
+    return "".join(f" Unquantized: {_reached(row.values)}." for row in rows)
+
+
+def _reached(values: Mapping[str, float]) -> str:
+    parts = [f"loss {number(values['loss'], 4)}"]
+    parts += [f"perplexity {number(values['perplexity'])}"] if "perplexity" in values else []
+    parts += [f"error rate {100 * values['error_rate']:.1f}\u202f%"] if "perplexity" not in values else []
+    return listed(parts)
 
 
 def _cut(spec: Mapping[str, Any]) -> str:
@@ -115,7 +128,6 @@ def profile(run: Run) -> str:
     return str(part(provenance.last_session(run), "options").get("profile") or "")
 
 
-def missing(found: Sequence[tuple[str, bool]]) -> str:
+def missing(absent: Sequence[str]) -> str:
     """Which parts were not asked for, in one sentence."""
-    absent = [name for name, there in found if not there]
     return f"Not measured in this run: {listed(absent)}." if absent else ""

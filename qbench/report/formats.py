@@ -1,7 +1,7 @@
-"""What every format costs a model from elsewhere, and the thresholds behind the words safe, marginal, costly, broken."""
+"""What every format costs a model from elsewhere, and the thresholds behind the words from safe to broken."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from qbench.report.view import UNQUANTIZED, Arm, Row, View
@@ -11,9 +11,7 @@ PRETRAINED = "pretrained"
 # A convention of this page and no standard: nats per prediction, up to and with the bound.
 TIERS: Mapping[str, float] = MappingProxyType({"safe": 0.01, "marginal": 0.05, "costly": 0.3, "broken": float("inf")})
 # What a tier is judged by; the worst of them decides.
-JUDGED: Mapping[str, str] = MappingProxyType(
-    {"kld": "KLD", "loss_increase": "loss increase", "kld/worst_slice": "KLD of the worst slice"}
-)
+JUDGED: Mapping[str, str] = MappingProxyType({"kld": "KLD", "loss_increase": "loss", "kld/worst_slice": "worst slice"})
 CLASSES = ("weights", "weights and inputs", "cache", "boundaries", "other activations", "checkpoint")
 _CACHE = {"kv", "keys", "values"}
 _BOUNDARIES = {"boundaries", "interior", "middle"}
@@ -68,11 +66,12 @@ class Format:
 
     @property
     def in_noise(self) -> bool:
-        """The loss increase cannot be told from none: its interval holds 0, or it is within two standard errors."""
-        low, high = self.row.intervals.get("loss_increase", (0.0, -1.0))
+        """The loss increase cannot be told from none: its interval, or else two standard errors about it, hold 0."""
+        ends = self.row.intervals.get("loss_increase")
+        if ends is not None:
+            return ends[0] <= 0 <= ends[1]
         floor = self.values.get("floor/window")
-        within = floor is not None and abs(self.values.get("loss_increase", float("inf"))) <= 2 * floor
-        return low <= 0 <= high or within
+        return floor is not None and abs(self.values["loss_increase"]) <= 2 * floor
 
     @property
     def worst(self) -> tuple[str, float] | None:
@@ -109,51 +108,59 @@ def stored(seen: View, arm: Arm) -> Row | None:
 def formats(seen: View) -> list[Format]:
     """All that was compared with an unquantized model, largest files first; where files stay, in the suite's order."""
     found = [one for arm in arms(seen) for one in _of_arm(seen, arm)]
-    return sorted(found, key=lambda one: (CLASSES.index(one.kind) > 1, -one.bytes))
+    return sorted(found, key=lambda one: (-one.bytes, one.values.get("kld", 0.0)) if one.bytes else (0.0, 0.0))
 
 
 def _of_arm(seen: View, arm: Arm) -> list[Format]:
-    whole = stored(seen, arm)
-    own = whole.values.get("bytes/stored", 0.0) if whole else 0.0
-    assigned = {
-        str(treatment["name"]): treatment.get("assign") or {}
-        for cell in seen.cells
-        if cell.spec.get("arm") == arm.name and (treatment := part(cell.spec, "measurement", "treatment"))
-    }
-    sliced: dict[str, dict[str, Mapping[str, float]]] = {}
+    assigned, parts = _assigned(seen, arm), _parts(seen, arm)
+    compared = [row for row in seen.select("loss", arm=arm.name) if "loss_increase" in row.values]
+    return [
+        replace(
+            _checkpoint(seen, arm, row) if row.treatment == UNQUANTIZED else _treated(seen, arm, row),
+            assign=assigned.get(row.treatment, {}),
+            slices=parts.get(row.treatment, {}),
+        )
+        for row in compared
+    ]
+
+
+def _assigned(seen: View, arm: Arm) -> dict[str, Mapping[str, str]]:
+    """What each treatment makes of each part, by the treatment's name."""
+    treatments = [part(c.spec, "measurement", "treatment") for c in seen.cells if c.spec.get("arm") == arm.name]
+    return {str(one["name"]): one.get("assign") or {} for one in treatments if one}
+
+
+def _parts(seen: View, arm: Arm) -> dict[str, dict[str, Mapping[str, float]]]:
+    """The costs of each part of the data, by treatment."""
+    found: dict[str, dict[str, Mapping[str, float]]] = {}
     for row in seen.rows:
         if row.what == "loss" and row.arm == arm.name and row.slice:
-            sliced.setdefault(row.treatment, {})[row.slice] = row.values
-    made: list[Format] = []
-    for row in seen.select("loss", arm=arm.name):
-        if "loss_increase" not in row.values:
-            continue
-        finished = row.treatment == UNQUANTIZED
-        name = str(arm.model.get("name", arm.name)) if finished else row.treatment
-        made.append(
-            Format(
-                arm=arm.name,
-                name=name.removesuffix(" @ weights"),
-                assign=assigned.get(row.treatment, {}),
-                row=row,
-                stored=_base_bytes(seen, arm) if finished else own,
-                bytes=own if finished else row.values.get("bytes/model", 0.0),
-                slices=sliced.get(row.treatment, {}),
-            )
-        )
-    return made
+            found.setdefault(row.treatment, {})[row.slice] = row.values
+    return found
+
+
+def _treated(seen: View, arm: Arm, row: Row) -> Format:
+    name, size = row.treatment.removesuffix(" @ weights"), row.values.get("bytes/model", 0.0)
+    return Format(arm=arm.name, name=name, assign={}, row=row, stored=_file_bytes(seen, arm), bytes=size)
+
+
+def _checkpoint(seen: View, arm: Arm, row: Row) -> Format:
+    """One that was quantized elsewhere, beside its base."""
+    base = base_of(seen, arm)
+    before = _file_bytes(seen, base) if base else 0.0
+    name = str(arm.model.get("name", arm.name))
+    return Format(arm=arm.name, name=name, assign={}, row=row, stored=before, bytes=_file_bytes(seen, arm))
+
+
+def _file_bytes(seen: View, arm: Arm) -> float:
+    whole = stored(seen, arm)
+    return whole.values.get("bytes/stored", 0.0) if whole else 0.0
 
 
 def base_of(seen: View, arm: Arm) -> Arm | None:
     """The arm that a finished checkpoint was compared with, where it is in the run."""
     digest = arm.model.get("reference_model_digest")
     return next((one for one in arms(seen) if digest and one.model.get("digest") == digest), None)
-
-
-def _base_bytes(seen: View, arm: Arm) -> float:
-    base = base_of(seen, arm)
-    row = stored(seen, base) if base else None
-    return row.values.get("bytes/stored", 0.0) if row else 0.0
 
 
 def _kind(assign: Mapping[str, str]) -> str:

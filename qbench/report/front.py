@@ -1,6 +1,7 @@
 """What formats cost at equal bytes: one chart for each cost, the front of all of them marked."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from qbench.report import axes, pareto
 from qbench.report.formats import CLASSES, Format
@@ -24,7 +25,7 @@ STYLES = {kind: i for i, kind in enumerate(CLASSES)}
 
 
 def panels(found: Sequence[Format]) -> dict[str, Panel]:
-    """One for each cost that was measured, by its name; formats that leave the files alone lie at their full size."""
+    """One for each cost that was measured, by its name; a front takes two formats of files."""
     drawn = {name: _panel(found, metric) for metric, name in COSTS.items()}
     return {name: panel for name, panel in drawn.items() if panel is not None}
 
@@ -35,14 +36,14 @@ def classes(found: Sequence[Format]) -> list[tuple[int, str]]:
 
 
 def _panel(found: Sequence[Format], metric: str) -> Panel | None:
-    shown = [one for one in found if metric in one.values and _size(one) and _drawable(one, metric)]
-    if len(shown) < 2:
+    shown = [one for one in found if metric in one.values and _drawable(one, metric)]
+    if sum(one.bytes > 0 for one in shown) < 2:
         return None
     several = len({one.arm for one in shown}) > 1
-    marks = {id(one): _mark(one, metric, several) for one in shown}
+    x, aside = _across(shown)
+    marks = {id(one): _mark(one, metric, several, aside) for one in shown}
     files = [one for one in shown if one.bytes]
     best = [files[i] for i in pareto.front([(one.bytes, one.values[metric]) for one in files])]
-    y = _axis(shown, metric)
     series = [
         Series(name=kind, style=style, marks=tuple(marks[id(one)] for one in shown if one.kind == kind))
         for style, kind in classes(shown)
@@ -51,8 +52,8 @@ def _panel(found: Sequence[Format], metric: str) -> Panel | None:
         name=COSTS[metric],
         title=f"{COSTS[metric].capitalize()} against the size of the files",
         summary=_summary(best, metric),
-        x=axes.linear("size of the model's files, MB", [_size(one) / MEGA for one in shown], around=[0]),
-        y=y,
+        x=x,
+        y=_axis(shown, metric),
         series=tuple(series),
         bands=_noise(shown, metric),
         ringed=tuple(marks[id(one)] for one in best),
@@ -80,12 +81,20 @@ def _noise(shown: Sequence[Format], metric: str) -> tuple[Band, ...]:
     return (Band(low=-2 * min(floors), high=2 * min(floors), label="two standard errors at the least:"),)
 
 
-def _size(one: Format) -> float:
-    return one.bytes or one.stored
+def _across(shown: Sequence[Format]) -> tuple[axes.Axis, float]:
+    """The axis of sizes, and where on it formats lie that leave the files alone: beside all others, at no size."""
+    sizes = [one.bytes / MEGA for one in shown if one.bytes]
+    axis = axes.linear("size of the model's files, MB", sizes)
+    if all(one.bytes for one in shown):
+        return axis, 0.0
+    width = axis.high - axis.low
+    aside = axis.high + 0.07 * width
+    return replace(axis, high=aside + 0.06 * width, ticks=(*axis.ticks, (aside, "as now"))), aside
 
 
-def _mark(one: Format, metric: str, several: bool) -> Mark:
-    return Mark(x=_size(one) / MEGA, y=one.values[metric], label=label(one, several), told=True)
+def _mark(one: Format, metric: str, several: bool, aside: float) -> Mark:
+    size = one.bytes / MEGA if one.bytes else aside
+    return Mark(x=size, y=one.values[metric], label=label(one, several), told=True)
 
 
 def _summary(best: Sequence[Format], metric: str) -> str:

@@ -6,14 +6,17 @@ from html import escape
 
 from markupsafe import Markup
 
-from qbench.report.exclusion import SYNTAXES, kept
+from qbench.capture.exclude import SYNTAXES, Exclusion, Linears, exclusion
 from qbench.report.svg import number as coordinate
 from qbench.report.tables import NONE, Table
+from qbench.report.verdict import nats
 from qbench.report.view import Row, View
 from qbench.report.words import counted, number
 
 FIRST, FISHER = "loss_increase/first_order", "loss_increase/fisher"
+NUMBERS = {"loss_increase": "loss increase", "floor/window": "standard error", FIRST: "by the gradient"}
 CORRELATIONS = {"rank_correlation/first_order": "the gradient", "rank_correlation/fisher": "squared gradients"}
+TRANSPOSED = "transposed"  # a record that names the layers which keep their matrix as [in, out]
 STANDS_OUT = 2.0  # standard errors
 MOST_KEPT = 8
 WIDTH, HEIGHT, MIDDLE = 220, 18, 9
@@ -39,17 +42,28 @@ def sweeps(seen: View) -> list[Layers]:
 
 
 def _layers(name: str, rows: Sequence[Row]) -> Layers:
-    units = [row for row in rows if row.site]
-    exact = sorted((row for row in units if "loss_increase" in row.values), key=lambda row: -row.values["loss_increase"])
+    units = [row for row in rows if row.site and row.site != TRANSPOSED]
+    exact = sorted(
+        (row for row in units if "loss_increase" in row.values), key=lambda row: -row.values["loss_increase"]
+    )
     guessed = sorted((row for row in units if row not in exact), key=lambda row: -row.values.get(FISHER, 0.0))
     clear = [row for row in exact if stands_out(row)][:MOST_KEPT]
-    listing = kept([row.scope for row in clear], [row.scope for row in units])
+    listing = _listing(rows, units, clear)
     return Layers(
         name=name,
         table=_table(name, exact, guessed),
         summary=_summary(exact, guessed, clear) + _ranking(rows),
         excluded=tuple((tool, spell(listing)) for tool, spell in SYNTAXES.items()) if clear else (),
     )
+
+
+def _listing(rows: Sequence[Row], units: Sequence[Row], clear: Sequence[Row]) -> Exclusion:
+    """The modules of the units that stand out, and what else a list has to name."""
+    outside = [name for row in rows if not row.site for name in row.scope.split()]
+    turned = [name for row in rows if row.site == TRANSPOSED for name in row.scope.split()]
+    inside = [name for row in units for name in row.scope.split()]
+    linears = Linears(tuple(dict.fromkeys(inside)), tuple(outside), tuple(turned))
+    return exclusion((name for row in clear for name in row.scope.split()), linears)
 
 
 def stands_out(row: Row) -> bool:
@@ -75,23 +89,26 @@ def _ranking(rows: Sequence[Row]) -> str:
 
 
 def _table(name: str, exact: Sequence[Row], guessed: Sequence[Row]) -> Table:
-    reach = max((abs(row.values["loss_increase"]) + 2 * row.values.get("floor/window", 0.0) for row in exact), default=1)
+    reach = max(
+        (abs(row.values["loss_increase"]) + 2 * row.values.get("floor/window", 0.0) for row in exact), default=1
+    )
     low = min((row.values["loss_increase"] - 2 * row.values.get("floor/window", 0.0) for row in exact), default=0.0)
     span = min(low, 0.0), reach or 1.0
+    names = [metric for metric in NUMBERS if any(metric in row.values for row in (*exact, *guessed))]
     return Table(
         caption=f"Loss increase with {name} in one group of layers alone, nats; bars are two standard errors",
-        columns=("reads", "", "loss increase", "standard error", "by the gradient", "modules"),
+        columns=("reads", "", *(NUMBERS[metric] for metric in names), "modules"),
         rows=(
-            *((row.site, bar(row, span), *_numbers(row), _modules(row)) for row in exact),
-            *((row.site, "not measured exactly", *_numbers(row), _modules(row)) for row in guessed),
+            *((row.site, bar(row, span), *_numbers(row, names), _modules(row)) for row in exact),
+            *((row.site, "not measured exactly", *_numbers(row, names), _modules(row)) for row in guessed),
         ),
-        words=(1, 5),
+        words=(1, 2 + len(names)),
         marked=tuple(i for i, row in enumerate(exact) if stands_out(row)),
     )
 
 
-def _numbers(row: Row) -> tuple[str, ...]:
-    return tuple(number(row.values[n], 2) if n in row.values else NONE for n in ("loss_increase", "floor/window", FIRST))
+def _numbers(row: Row, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(nats(row.values[name]) if name in row.values else NONE for name in names)
 
 
 def _modules(row: Row) -> str:
@@ -107,7 +124,7 @@ def bar(row: Row, span: tuple[float, float]) -> Markup:
     """The increase from none, with two standard errors to both sides."""
     value, error = row.values["loss_increase"], 2 * row.values.get("floor/window", 0.0)
     places = [_across(x, span) for x in (0.0, value, value - error, value + error)]
-    zero, end, low, high = (coordinate(x) for x in places)
+    zero, _, low, high = (coordinate(x) for x in places)
     left, width = coordinate(min(places[:2])), coordinate(abs(places[1] - places[0]))
     tone = "clear" if stands_out(row) else "within"
     words = escape(f"{number(value, 2)} ± {number(error, 2)}")

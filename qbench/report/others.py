@@ -6,7 +6,7 @@ from qbench.report.verdict import megabytes
 from qbench.report.view import View
 from qbench.report.words import fixed, number
 
-STATE_BITS = ("bits_per_value/state", "optimizer/bits_per_value")
+STATE_BITS = ("bits_per_value/state",)
 
 
 def tasks(seen: View) -> Table | None:

@@ -1,9 +1,6 @@
 """One run as one self-contained HTML page: the answer, the claims, the charts, the failures, the provenance."""
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,20 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from qbench.metrics.catalog import METRICS
-from qbench.report import budget, charts, effects, forest, payload, provenance, summary, svg, tables, troubles
+from qbench.report import (
+    assets,
+    budget,
+    charts,
+    effects,
+    forest,
+    payload,
+    probe,
+    provenance,
+    summary,
+    svg,
+    tables,
+    troubles,
+)
 from qbench.report.effects import Effect
 from qbench.report.panels import Panel
 from qbench.report.view import UNQUANTIZED, View, view
@@ -47,14 +57,16 @@ def render(run: Run) -> str:
     asked = provenance.suite(run)
     claims = asked.get("effects") or []
     seen = view(run, first=provenance.compared(asked))
+    if probe.is_probe(seen):
+        return probe.render(run, seen)
     found = effects.answer(seen, claims)
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = assets.read("page.css"), assets.read("page.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     context: dict[str, Any] = {
         "style": Markup(style),
-        "style_hash": _digest(style),
+        "style_hash": assets.digest(style),
         "script": Markup(script),
-        "script_hash": _digest(script),
+        "script_hash": assets.digest(script),
         "swatches": Markup(svg.swatches()),
         "key": _key,
         **_heading(run, seen, asked),
@@ -63,16 +75,7 @@ def render(run: Run) -> str:
         **_rest(run, seen, found, claims),
     }
     context["data"] = Markup(payload.text({"name": context["name"], **context.pop("scripted")}))
-    return environment.from_string(_asset("template.html")).render(context) + "\n"
-
-
-def _asset(name: str) -> str:
-    return files("qbench.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    """As a Content-Security-Policy names the one style sheet and the one script that may run."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return environment.from_string(assets.read("template.html")).render(context) + "\n"
 
 
 def _heading(run: Run, seen: View, asked: Mapping[str, Any]) -> dict[str, Any]:

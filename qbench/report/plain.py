@@ -10,7 +10,7 @@ from qbench.quant.spec import QuantizerName, QuantizerSpec
 SCOPES: Mapping[str, str] = MappingProxyType(
     {
         "weight:weights": "weights",
-        "activation:linear": "inputs of linear layers",
+        "activation:linear": "inputs",
         "activation:kv": "keys and values",
         "activation:keys": "keys",
         "activation:values": "values",
@@ -32,15 +32,12 @@ _GRIDS: Mapping[str, str] = MappingProxyType(
         "bnbfp4": "4-bit floats of bitsandbytes",
     }
 )
-_GROUPS: Mapping[str, str] = MappingProxyType(
-    {"tensor": "one scale", "token": "a scale a token", "channel": "a scale a channel"}
-)
 
 
 def quantizer(name: str) -> str:
     """
-    >>> quantizer("int4.asym/block:32"), quantizer("nvfp4"), quantizer("int8/tensor+static")[-30:]
-    ('4-bit integers with zero points, a scale for every 32', '4-bit floats (e2m1), a scale for every 16', 'one scale fixed by calibration')
+    >>> quantizer("int4.asym/block:32"), quantizer("nvfp4"), quantizer("int8/tensor+static")
+    ('4-bit integers with zero points per 32', '4-bit floats (e2m1) per 16', '8-bit integers per tensor, calibrated')
     """
     try:
         spec = quantizer_spec(name)
@@ -48,23 +45,19 @@ def quantizer(name: str) -> str:
         return name
     words = _GRIDS.get(spec.grid, f"{spec.bits}-bit {spec.grid}").format(bits=spec.bits)
     words += " with zero points" if spec.variant == "asym" else ""
-    return f"{words}, {_scale(spec)}{_mixed(spec)}"
+    return f"{words} per {spec.block or spec.granularity}{_mixed(spec)}"
 
 
 def treatment(assign: Mapping[str, str]) -> str:
     """
     >>> treatment({"weight:weights": "int8/channel"})
-    'weights: 8-bit integers, a scale a channel'
+    'weights: 8-bit integers per channel'
     """
     parts = [f"{SCOPES.get(key, key.replace(':', ' '))}: {quantizer(name)}" for key, name in assign.items()]
     return "; ".join(sorted(parts, key=lambda text: not text.startswith("weights")))
 
 
-def _scale(spec: QuantizerSpec) -> str:
-    words = f"a scale for every {spec.block}" if spec.block else _GROUPS.get(spec.granularity, spec.granularity)
-    return f"{words} fixed by calibration" if spec.static else words
-
-
 def _mixed(spec: QuantizerSpec) -> str:
     rotated = spec.hadamard is not None or spec.rht is not None
-    return ", after a Hadamard rotation" * rotated + ", after smoothing" * (spec.smooth is not None)
+    words = {"rotated": rotated, "smoothed": spec.smooth is not None, "calibrated": spec.static}
+    return "".join(f", {word}" for word, there in words.items() if there)

@@ -1,33 +1,39 @@
 """Bytes that a format leaves as they are, and why: from the records of what a model's files hold."""
 
+from collections.abc import Mapping, Sequence
+
 from qbench.models.bytes import Bytes, Part, Row, Stored, table
 from qbench.quant.catalog import quantizer_spec
-from qbench.report.formats import Format
-from qbench.report.tables import Table
+from qbench.report.formats import Format, arms, base_of
+from qbench.report.tables import NONE, Table
 from qbench.report.verdict import MEGA, megabytes, share
-from qbench.report.view import View
+from qbench.report.view import Arm, View
+from qbench.report.view import Row as Seen
 from qbench.report.words import number
 
 TREATED = ("linear", "experts")
-MATRICES = (*TREATED, "head", "embedding")
+BLOCKS, ENDS = "blocks.", ("embed", "logits")
+TOLERANCE = 1e-3  # bits of a value are stored as a mean over matrices
 SCOPE = "weight:weights"
 
 
 def bytes_after(seen: View, one: Format) -> Bytes | None:
-    """Where the bytes are before and after a format of weights; None where the files were not looked at."""
+    """Where the bytes are before and after a format of weights; None where the records do not add up to its files."""
     rows = [row for row in seen.select("model", arm=one.arm) if row.site]
     if not rows or one.row.bits is None or set(one.assign) != {SCOPE}:
         return None
     stored = Stored(one.row.bits, quantizer_spec(one.assign[SCOPE]).bits)
-    parts = {_site(row.site): row for row in rows}
-    model = [
-        Part(row.site, (1, int(row.values["parameters"])), int(row.values["bytes/stored"]), name)
-        if row.scope in MATRICES
-        else Part(row.site, (int(row.values["parameters"]),), int(row.values["bytes/stored"]))
-        for name, row in parts.items()
-    ]
-    treated = {name: stored for name, row in parts.items() if row.scope in TREATED}
-    return table(model, treated, tied=any(row.values.get("tied") for row in rows))
+    treated = {_site(row.site): stored for row in rows if row.scope in TREATED and row.site.startswith(BLOCKS)}
+    found = table(map(_part, rows), treated, tied=any(row.values.get("tied") for row in rows))
+    return found if abs(found.after - one.bytes) <= TOLERANCE * one.bytes else None
+
+
+def _part(row: Seen) -> Part:
+    """All tensors of one kind as one; only what a treatment can name has a site."""
+    parameters, size = int(row.values["parameters"]), int(row.values["bytes/stored"])
+    if row.site.startswith(BLOCKS) or row.site in ENDS:
+        return Part(row.site, (1, parameters), size, _site(row.site))
+    return Part(row.site, (parameters,), size)
 
 
 def _site(name: str) -> str:
@@ -47,28 +53,47 @@ def of_bytes(found: Bytes, name: str) -> Table:
 
 
 def _row(row: Row, found: Bytes) -> tuple[str, ...]:
-    bits = number(row.bits_after) if row.parameters else "–"
+    bits = number(row.bits_after) if row.parameters else NONE
     return row.what, row.why, number(row.after / MEGA), share(row.after / found.after), bits
 
 
-def as_stored(seen: View, arm: str) -> Table | None:
-    """Where the bytes of the files are now; None where they were not looked at."""
-    rows = [row for row in seen.select("model", arm=arm) if row.site]
+def stored_tables(seen: View) -> list[Table]:
+    """Where the bytes of every model's files are now; a base stands beside its candidate and not alone."""
+    bases = {base.name for arm in arms(seen) if (base := base_of(seen, arm))}
+    tables = [_as_stored(seen, arm) for arm in arms(seen) if arm.name not in bases]
+    return [table for table in tables if table]
+
+
+def _as_stored(seen: View, arm: Arm) -> Table | None:
+    rows = [row for row in seen.select("model", arm=arm.name) if row.site]
     if not rows:
         return None
+    base = base_of(seen, arm)
+    before = {row.site: row.values["bytes/stored"] for row in seen.select("model", arm=base.name)} if base else {}
     whole = sum(row.values["bytes/stored"] for row in rows)
+    same = [i for i, row in enumerate(_largest(rows)) if before.get(row.site) == row.values["bytes/stored"]]
     return Table(
-        caption=f"Where the bytes of the files are now, {megabytes(whole)}",
-        columns=("tensors", "what they are", "MB", "of the files", "bits a parameter"),
-        rows=tuple(
-            (
-                row.site,
-                row.scope,
-                number(row.values["bytes/stored"] / MEGA),
-                share(row.values["bytes/stored"] / whole),
-                number(row.values["bits_per_parameter"]),
-            )
-            for row in sorted(rows, key=lambda row: -row.values["bytes/stored"])
+        caption=f"Where the {megabytes(whole)} of {arm.model.get('name', arm.name)} are",
+        columns=(
+            "tensors",
+            "what they are",
+            "MB",
+            *(["MB of its base"] if base else []),
+            "of the files",
+            "bits a parameter",
         ),
+        rows=tuple((row.site, row.scope, *_stored(row, whole, before)) for row in _largest(rows)),
         words=(1,),
+        marked=tuple(same),
+        note="Marked: as large as in its base." if same else "",
     )
+
+
+def _largest(rows: Sequence[Seen]) -> list[Seen]:
+    return sorted(rows, key=lambda row: -row.values["bytes/stored"])
+
+
+def _stored(row: Seen, whole: float, before: Mapping[str, float]) -> tuple[str, ...]:
+    size = row.values["bytes/stored"]
+    base = [number(before[row.site] / MEGA) if row.site in before else NONE] if before else []
+    return number(size / MEGA), *base, share(size / whole), number(row.values["bits_per_parameter"])

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from qbench.report.formats import Format, is_position
 from qbench.report.tables import NONE, Table
-from qbench.report.verdict import label, part_name
-from qbench.report.words import listed, number
+from qbench.report.verdict import label, nats, part_name
+from qbench.report.words import listed
 
 MOST = 12  # columns of parts; the worst of more
 
@@ -22,7 +22,9 @@ def table(found: Sequence[Format], *, positions: bool) -> Table | None:
     return Table(
         caption=f"KLD by {parts}, nats; the worst is shaded",
         columns=("format", "whole", *map(part_name, shown)),
-        rows=tuple((label(one, several), _kld(one.values), *(_kld(one.slices.get(n, {})) for n in shown)) for one in rows),
+        rows=tuple(
+            (label(one, several), _kld(one.values), *(_kld(one.slices.get(n, {})) for n in shown)) for one in rows
+        ),
         shades=tuple((None, *_shades(one, shown)) for one in rows),
         note=f"Of {len(names)} parts the {MOST} with the largest KLD are shown." if len(names) > MOST else "",
     )
@@ -36,7 +38,7 @@ def _worst(rows: Sequence[Format], names: Sequence[str]) -> list[str]:
 
 
 def _kld(values: Mapping[str, float]) -> str:
-    return number(values["kld"], 2) if "kld" in values else NONE
+    return nats(values["kld"]) if "kld" in values else NONE
 
 
 def _shades(one: Format, names: Sequence[str]) -> list[int | None]:
@@ -55,4 +57,8 @@ def summary(found: Sequence[Format], *, positions: bool) -> str:
             name = max(costs, key=lambda part: costs[part])
             worst[name] = worst.get(name, 0) + 1
     ranked = sorted(worst.items(), key=lambda item: -item[1])
-    return f"Worst: {listed([f'{part_name(name)} for {count} of {n} formats' for name, count in ranked[:3]])}." if n else ""
+    return (
+        f"Worst: {listed([f'{part_name(name)} for {count} of {n} formats' for name, count in ranked[:3]])}."
+        if n
+        else ""
+    )

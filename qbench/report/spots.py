@@ -87,11 +87,15 @@ def table(seen: View) -> Table:
     return Table(
         caption=f"The {len(rows)} sites that stand out most",
         columns=(
-            *("site", "hottest channel", "its peak, × rms", "its energy", "massive values", "the largest"),
-            *("sinks a window", "of them not first", "first token's norm, × median", "energy of sinks and first"),
+            *("site", "channel", "peak, × rms", "energy", "massive", "largest"),
+            *("sinks", "not first", "first token", "energy apart"),
         ),
         rows=tuple((row.site, hottest(seen, row) or "–", *_cells(row)) for row in rows),
-        note="Channels are those of ordinary tokens: no sinks, and not the first token of a window.",
+        note=(
+            "The hottest channel of the ordinary tokens (no sinks, not the first of a window), its largest value, its "
+            "share of the energy; massive values and the largest; sinks in a window, and those not at its first token; "
+            "the first token's norm over the median's; the share of sinks and first tokens in the energy."
+        ),
     )
 
 

@@ -15,6 +15,7 @@ SHAPES = (
     "M0-4.4L3.4 0L0 4.4L-3.4 0Z",  # diamond
     "M0 4.2L4-3H-4Z",  # triangle, point down
 )
+NAMED_LEFT, NAME_HEIGHT = 0.2, 12  # how far from the left edge a name needs to be, and what it takes in height
 COLOURS = 6  # in the style sheet; five shapes times six colours give thirty different arms
 
 
@@ -170,9 +171,11 @@ def _rings(marks: Iterable[Mark], x: Place, y: Place) -> str:
 
 
 def _names(panel: Panel, x: Place, y: Place) -> Iterable[str]:
-    """Beside the mark, on the side with more room."""
-    for mark in panel.named:
-        right = place(panel.x, mark.x, 0, 1) < 0.6
-        side = "" if right else ' class="before"'
-        at = float(x(mark.x)) + (9 if right else -9)
-        yield f'<text{side} x="{number(at)}" y="{y(mark.y)}" dy="-5">{escape(mark.label)}</text>'
+    """To the left of and below the marks of a front, where nothing else can lie; each below the one before."""
+    last: dict[bool, float] = {}
+    for mark in sorted(panel.named, key=lambda mark: float(y(mark.y))):
+        left = place(panel.x, mark.x, 0, 1) > NAMED_LEFT
+        at = float(x(mark.x)) + (-9 if left else 9)
+        last[left] = down = max(float(y(mark.y)) + 4, last.get(left, 0.0) + NAME_HEIGHT)
+        side = ' class="before"' if left else ""
+        yield f'<text{side} x="{number(at)}" y="{number(down)}">{escape(mark.label)}</text>'

@@ -7,10 +7,9 @@ from markupsafe import Markup
 from qbench.report import plain
 from qbench.report.formats import JUDGED, TIERS, Format, recommended, smallest
 from qbench.report.tables import NONE, Table
-from qbench.report.words import THIN, counted, listed, number
+from qbench.report.words import THIN, counted, fixed, listed, number
 
 MEGA = 1e6
-PLACES = {"cache": "of the cache", "boundaries": "of what crosses from block to block"}
 
 
 def megabytes(size: float) -> str:
@@ -27,6 +26,27 @@ def share(value: float) -> str:
     '98.7\u202f%'
     """
     return f"{100 * value:.1f}{THIN}%"
+
+
+def nats(value: float) -> str:
+    """Four decimals where small, two digits where large: what a column can be compared by.
+
+    >>> nats(0.00051), nats(0.032), nats(1.17), nats(0.0000008)
+    ('0.0005', '0.032', '1.2', '<\xa00.0001')
+    """
+    if 0 < value < 0.00005:
+        return "<\u00a00.0001"
+    return fixed(value, 4) if abs(value) < 0.01 else number(value, 2)
+
+
+def signed(value: float) -> str:
+    """
+    >>> signed(0.0063), signed(-0.00001)
+    ('+0.0063', '0.0000')
+    """
+    if abs(value) < 0.00005:
+        return "0.0000"
+    return f"+{nats(value)}" if value > 0 else nats(value)
 
 
 def label(one: Format, several: bool) -> str:
@@ -52,9 +72,10 @@ def headline(found: Sequence[Format]) -> str:
 
 def _costs(one: Format) -> str:
     values = one.values
-    parts = [f"KLD {number(values['kld'], 2)}"] if "kld" in values else []
-    parts += [f"the same first choice in {share(1 - values['top1_changed'])}"] if "top1_changed" in values else []
-    parts += [f"loss {_signed(values['loss_increase'])}"] if "loss_increase" in values else []
+    parts = [f"KLD {nats(values['kld'])}"] if "kld" in values else []
+    what = "class" if _pictures([one]) else "token"
+    parts += [f"the same most likely {what} in {share(1 - values['top1_changed'])}"] if "top1_changed" in values else []
+    parts += [f"loss {signed(values['loss_increase'])}"] if "loss_increase" in values else []
     return f"It costs: {listed(parts)}{', within noise' if one.in_noise else ''}." if parts else ""
 
 
@@ -70,15 +91,19 @@ def points(found: Sequence[Format]) -> list[tuple[str, str]]:
     if one := recommended(computed):
         said.append(("Low-bit arithmetic", f"{one.name}, {megabytes(one.bytes)}, is {one.tier}, {_short(one)}"))
     for kind, name in (("cache", "Keys and values"), ("boundaries", "Block boundaries")):
-        words = [f"{one.name.removesuffix(f' @ {kind}')} is {one.tier}" for one in found if one.kind == kind]
+        words = [f"{one.name.removesuffix(f' @ {kind}')} is {one.tier}{_kld(one)}" for one in found if one.kind == kind]
         said += [(name, listed(words))] if words else []
     broken = [one.name for one in found if one.tier == "broken"]
     return said + ([("Broken", listed(broken))] if broken else [])
 
 
+def _kld(one: Format) -> str:
+    return f" (KLD {nats(one.values['kld'])})" if "kld" in one.values else ""
+
+
 def _short(one: Format) -> str:
-    kld = [f"KLD {number(one.values['kld'], 2)}"] if "kld" in one.values else []
-    return listed([*kld, f"loss {_signed(one.values['loss_increase'])}"])
+    kld = [f"KLD {nats(one.values['kld'])}"] if "kld" in one.values else []
+    return listed([*kld, f"loss {signed(one.values['loss_increase'])}"])
 
 
 def files(found: Sequence[Format], several: bool) -> Table | None:
@@ -89,8 +114,8 @@ def files(found: Sequence[Format], several: bool) -> Table | None:
     best = recommended(found)
     return Table(
         caption="Formats by the size of the model's files",
-        columns=("format", "verdict", "files", "smaller", *_titles(rows)),
-        rows=tuple((_name(one, several), _verdict(one), *_size(one), *_measured(one, rows)) for one in rows),
+        columns=("format", "verdict", "files", *_titles(rows)),
+        rows=tuple((_name(one, several), _verdict(one), _size(one), *_measured(one, rows)) for one in rows),
         words=(1,),
         marked=tuple(i for i, one in enumerate(rows) if one is best),
     )
@@ -126,27 +151,33 @@ def _pictures(rows: Sequence[Format]) -> bool:
 
 def _name(one: Format, several: bool) -> Markup:
     words = plain.treatment(one.assign) if one.assign else "as it was quantized elsewhere"
-    return Markup('{}<small class="how">{}</small>').format(label(one, several), words)
+    return _small(label(one, several), words)
 
 
 def _verdict(one: Format) -> Markup | str:
     if not one.tier:
         return NONE
-    bound = f"{JUDGED[one.because]} ≤ {number(one.bounds[one.because], 2)}"
+    bound = f"{JUDGED[one.because]} ≤\u00a0{_bound(one.bounds[one.because])}"
     return Markup('<span class="tier {}">{}</span><small class="how">{}</small>').format(one.tier, one.tier, bound)
 
 
-def _size(one: Format) -> tuple[str, str]:
-    smaller = f"{number(one.smaller, 2)}×" if one.smaller else NONE
-    return megabytes(one.bytes) if one.bytes else NONE, smaller
+def _bound(value: float) -> str:
+    """So many digits that it does not round to a threshold that it is above."""
+    return fixed(value, 4) if value < 0.1 else number(value)
+
+
+def _size(one: Format) -> str:
+    if not one.bytes:
+        return NONE
+    return _small(megabytes(one.bytes), f"{number(one.smaller, 2)}× smaller" if one.smaller else "")
 
 
 def _measured(one: Format, rows: Sequence[Format]) -> list[str]:
     values = one.values
-    kld = number(values["kld"], 2) if "kld" in values else NONE
+    kld = nats(values["kld"]) if "kld" in values else NONE
     same = share(1 - values["top1_changed"]) if "top1_changed" in values else NONE
     flips = share(values["flips"]) if "flips" in values else NONE
-    worst = NONE if one.worst is None else f"{number(one.worst[1], 2)}, {part_name(one.worst[0])}"
+    worst = NONE if one.worst is None else _small(nats(one.worst[1]), part_name(one.worst[0]))
     if _pictures(rows):
         return [kld, increase(one), share(values.get("error_rate", 0.0)), same, flips]
     return [kld, increase(one), same, flips, worst]
@@ -165,29 +196,31 @@ def increase(one: Format) -> Markup:
     """With its interval; what cannot be told from none says so."""
     value = one.values["loss_increase"]
     low, high = one.row.intervals.get("loss_increase", (None, None))
-    span = "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
+    span = "" if low is None or high is None else f"{signed(low)} to {signed(high)}"
     noise = "within noise" if one.in_noise else ""
-    small = ", ".join(filter(None, (span, noise)))
-    return Markup('{}<small class="how">{}</small>').format(_signed(value), small)
+    return _small(signed(value), span, noise)
 
 
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + number(value, 2)
+def _small(text: str, *below: str) -> Markup:
+    """A number, and what it needs to be read, small below it."""
+    lines = (Markup('<small class="how">{}</small>').format(line) for line in below if line)
+    return Markup("").join([Markup("{}").format(text), *lines])
 
 
 def thresholds() -> list[tuple[str, str]]:
     """Each word, and up to how many nats it stands for."""
-    bounds = [f"up to {bound:g}" if bound < float("inf") else "more" for bound in TIERS.values()]
+    bounds = [f"up to {bound:g} nats" if bound < float("inf") else "above that" for bound in TIERS.values()]
     return list(zip(TIERS, bounds, strict=True))
 
 
 def floors(found: Sequence[Format], numerical: float | None) -> str:
     """The noise floors of the table in one sentence or two."""
     windows = [one.values["floor/window"] for one in found if "floor/window" in one.values]
-    said = [f"another batch size alone moves a window's loss by up to {number(numerical, 2)}"] * (numerical is not None)
+    said = [f"another batch size alone moves a window's loss by up to {number(numerical, 2)}"] if numerical else []
     if windows:
-        span = f"{number(min(windows), 2)} to {number(max(windows), 2)}"
-        said.append(f"one standard error of the loss increase over the data is {span}, by format")
+        ends = dict.fromkeys(number(end, 2) for end in (min(windows), max(windows)))
+        span = f"{' to '.join(ends)}{', by format' if len(ends) > 1 else ''}"
+        said.append(f"one standard error of the loss increase over the data is {span}")
     within = sum(one.in_noise for one in found)
     tail = f" The loss increase of {counted(within, 'format')} cannot be told from none." if within else ""
     return f"Noise: {'; '.join(said)}.{tail}" if said else ""

@@ -7,11 +7,13 @@ from time import perf_counter
 import numpy as np
 from torch import Tensor
 
+from qbench.capture.places import NoScope
 from qbench.capture.sites import own, resolve
 from qbench.data.text import Corpus
 from qbench.data.windows import evaluation_windows
 from qbench.models.spec import ModelSpec
 from qbench.models.transformer import Transformer
+from qbench.quant.vendor import CannotRun
 from qbench.results.record import Record, Status
 from qbench.suite.cells import Cell
 from qbench.suite.prepare import Log
@@ -51,7 +53,13 @@ class Subject:
         return resolve(pattern, kind, own(self.spec.wiring, self.spec.layers))
 
 
+# What no model of this kind, and no machine of this kind, can be asked: it is not tried again.
+UNSUPPORTED = (NoScope, CannotRun)
+
+
 def failed(cell: Cell, error: Exception, seconds: float = 0.0) -> Answer:
+    if isinstance(error, UNSUPPORTED):
+        return Answer(cell, status="unsupported", error=str(error), seconds=seconds)
     return Answer(cell, status="failed", error=f"{type(error).__name__}: {error}", seconds=seconds)
 
 

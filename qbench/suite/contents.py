@@ -1,13 +1,14 @@
 """What the files of a model hold: where its bytes are, and what a treatment of its weights makes of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 
 from qbench.capture.families import weight_site
 from qbench.capture.place import Matrix
-from qbench.models.bytes import Bytes, Stored, parts, table
-from qbench.models.folder import Folder, look
+from qbench.models.bytes import Bytes, Part, Stored, parts, table
+from qbench.models.finished import finished
+from qbench.models.folder import Folder, layout, look
 from qbench.quant.quantizer import Quantizer
 from qbench.results.record import Record
 from qbench.suite.answer import Answer
@@ -42,7 +43,8 @@ def model_answer(cell: Cell) -> Answer:
         "bits_per_parameter": found.bits_per_parameter,
     }
     records.append(Record(cell=cell.id, values=whole, n=len(folder.tensors)))
-    return Answer(cell, tuple(records), seconds=perf_counter() - start)
+    records += _formats(cell, folder)
+    return Answer(cell, tuple(records), warnings=_said(folder), seconds=perf_counter() - start)
 
 
 def treated_bytes(source: str | Path, matrices: Matrices) -> Bytes:
@@ -57,7 +59,49 @@ def _bytes(folder: Folder, treatment: Mapping[str, Stored]) -> Bytes:
     def site(name: str) -> str | None:
         return weight_site(name, folder.config) or _raw(name)
 
-    return table(parts(folder.tensors, site), treatment, tied=_tied(folder))
+    return table(_parts(folder, site), treatment, tied=_tied(folder))
+
+
+def _parts(folder: Folder, site: Callable[[str], str | None]) -> list[Part]:
+    """Every tensor once; of a checkpoint quantized elsewhere each weight with all that it is decoded from."""
+    stored = layout(folder)
+    packed = finished(folder.config, stored)
+    weights = packed.weights.values() if packed else ()
+    used = {part.name for weight in weights for part in weight.parts.values()}
+    plain = parts([tensor for name, tensor in stored.items() if name not in used], site)
+    return [*(Part(one.name, one.shape, one.bytes, site(one.name) or "") for one in weights), *plain]
+
+
+def _formats(cell: Cell, folder: Folder) -> list[Record]:
+    """What a checkpoint quantized elsewhere is stored in: one record for each format."""
+    packed = finished(folder.config, layout(folder))
+    return [
+        Record(
+            cell=cell.id,
+            kind="weight",
+            scope="packed",
+            quantizer=group.format,
+            bits_per_value=group.stored_bits,
+            values={"bytes/stored": float(group.bytes), "parameters": float(group.values)},
+            n=len(group.weights),
+        )
+        for group in (packed.groups if packed else ())
+    ]
+
+
+def _said(folder: Folder) -> tuple[str, ...]:
+    """What a reader must know about a checkpoint quantized elsewhere."""
+    packed = finished(folder.config, layout(folder))
+    if packed is None:
+        return ()
+    inputs = sorted({group.activations for group in packed.groups if group.activations})
+    left = f"{len(packed.left)} matrices are not quantized" if packed.left else ""
+    cache = f"its keys and values are {packed.cache} when it runs; here they are not" if packed.cache else ""
+    stored = [name for name in inputs if " " in name]  # with a stored scale, which is not applied
+    runs = (
+        f"its inputs are {', '.join(inputs)} when it runs{', here not' if stored else ', and here'}" if inputs else ""
+    )
+    return tuple(filter(None, (f"quantized elsewhere by {packed.method}", left, runs, cache)))
 
 
 def _raw(name: str) -> str | None:

@@ -37,9 +37,11 @@ def asked(form: SuiteForm, findings: Findings, absolute: FromSuite, loading: boo
     if form.calibration is None:
         _refuse_static(form, findings)
     asks = form.evaluate
+    if asks.context and asks.stride and asks.stride > asks.context:
+        findings.add(("evaluate", "stride"), f"found {asks.stride}; at most the context of {asks.context}")
     return Asked(
         evaluate=Evaluate(
-            windows=asks.windows,
+            windows=asks.windows if not loading or _judged(form) else 0,
             split="all" if loading else asks.split,
             context=asks.context or 0,
             stride=asks.stride or 0,
@@ -51,6 +53,12 @@ def asked(form: SuiteForm, findings: Findings, absolute: FromSuite, loading: boo
         tasks=_tasks(form, findings, absolute),
         optimizers=_known(form.optimizers, lambda name: pick(OPTIMIZERS, name, "optimizer"), findings, "optimizers"),
     )
+
+
+def _judged(form: SuiteForm) -> bool:
+    """Whether anything runs the model on data; weights are read from its files."""
+    given = ("evaluate", "treatments", "kernels", "sensitivity", "eval", "optimizers")
+    return any(key in form.model_fields_set for key in given) or any(t.kind != "weight" for t in form.tensors)
 
 
 def data(name: str, path: Path, findings: Findings, absolute: FromSuite) -> str:

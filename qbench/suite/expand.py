@@ -71,7 +71,7 @@ def _of_pretrained(suite: Suite, found: Found, environment: Environment) -> Iter
             yield from _weights(tensors, found)
         else:
             yield from _activations(tensors, passage, calibration(suite, environment))
-    for treatment in suite.treatments:
+    for treatment in suite.treatments if suite.evaluate.windows else ():
         needs = any(needs_data(name) for name in treatment.assign.values())
         options = calibration(suite, environment) if needs else {}
         yield Measurement(what="loss", **read, treatment=treatment, options=options)
@@ -94,7 +94,8 @@ def calibration(suite: Suite, environment: Environment) -> dict[str, Any]:
     if suite.calibration is None:
         return {}
     name, windows = stored_name(suite.calibration.data), suite.calibration.windows
-    return {"calibration": {"data": name, "digest": environment.calibration_digest, "windows": windows}}
+    overlap = {"overlap": True} if suite.calibration.overlap else {}
+    return {"calibration": {"data": name, "digest": environment.calibration_digest, "windows": windows, **overlap}}
 
 
 def needs_data(name: str) -> bool:

@@ -61,6 +61,7 @@ Word = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1), AfterValidator(_distinct)]
 Words = Annotated[tuple[Word, ...], Field(min_length=1), BeforeValidator(_as_many), AfterValidator(_distinct)]
+Names = Annotated[tuple[Word, ...], BeforeValidator(_as_many), AfterValidator(_distinct)]  # a profile may empty it
 Axis = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
@@ -122,7 +123,7 @@ class ModelEntry(Form):
     load: Text | None = None
     revision: Annotated[str, Field(max_length=200)] = ""
     dtype: Dtype = "float32"
-    attention: Attention = "sdpa"
+    attention: Attention = "default"
     device_map: Annotated[str, Field(max_length=200)] = ""
     reference: Annotated[str, Field(max_length=1000)] = ""
     arch: Word | None = None
@@ -238,10 +239,10 @@ class SuiteForm(Form):
     evaluate: EvaluateForm = EvaluateForm()
     treatments: tuple[TreatmentEntry, ...] = ()
     calibration: CalibrationForm | None = None
-    kernels: Words = ()
+    kernels: Names = ()
     sensitivity: tuple[SensitivityEntry, ...] = ()
     eval: EvalForm | None = None
-    optimizers: Words = ()
+    optimizers: Names = ()
     budget: BudgetForm = BudgetForm()
     effects: tuple[EffectEntry, ...] = ()
     profiles: Annotated[dict[str, dict[str, Any]], Field(max_length=MOST_PROFILES)] = {}

@@ -27,6 +27,8 @@ def find(suite: Suite) -> dict[str, Found]:
     Raises BadModel for a model that cannot be read, or two whose tokenizers do not go together.
     """
     found = {arm.name: found_model(arm.model) for arm in suite.arms if isinstance(arm.model, Pretrained)}
+    if suite.evaluate.windows:
+        _expect_fit(suite, found)
     for arm in suite.arms:
         if arm.reference:
             base = found[arm.reference].model if arm.reference in found else saved(Path(arm.reference))
@@ -34,8 +36,22 @@ def find(suite: Suite) -> dict[str, Found]:
     return found
 
 
+def _expect_fit(suite: Suite, found: Mapping[str, Found]) -> None:
+    """Raises BadModel unless image classifiers are judged on images, and language models on texts."""
+    has = "images" if is_images(suite.data) else "text"
+    for name, one in found.items():
+        wants = "images" if one.model["task"] == "image-classification" else "text"
+        if wants != has and "reference_windows" not in one.model:
+            example = "digits or images:FOLDER" if wants == "images" else "text:FILE"
+            raise BadModel(f"{name} reads {wants}, and {suite.data_name} is {has}; give it data such as {example}")
+
+
 def _compared(candidate: Found, base: Mapping[str, Any], arm: Arm) -> Found:
     """The candidate, with what it is compared with."""
+    if not candidate.model["tokenizer"]:
+        raise BadModel(
+            f"{arm.name} has no tokenizer beside its weights; copy its base's tokenizer.json into the folder"
+        )
     if base["tokenizer"] != candidate.model["tokenizer"]:
         raise BadModel(
             f"{arm.name} and its reference have different tokenizers: the same number is another word, so there is "

@@ -40,24 +40,26 @@ def arms(form: SuiteForm, findings: Findings, absolute: FromSuite) -> tuple[Arm,
 
     `absolute` makes a path that stands in the file absolute.
     """
-    made: dict[str, Arm] = {}
-    places: list[Path] = []
+    made: dict[str, tuple[Arm, Path]] = {}
     for i, entry in enumerate(form.models):
         reader = _Entry(form, entry, findings, ("models", i))
-        for arm in reader.arms() if entry.load is None else reader.loaded(absolute):
+        for arm in reader.loaded(absolute) if loads(entry) else reader.arms():
             if arm.name == CALIBRATION:
                 reader.add("name", f"{arm.name!r} is the name of the arm of known tensors")
             if arm.name in made:
                 hint = ", with the keys of its grid in braces" if count(entry) > 1 else ""
                 reader.add("name", f"a second arm {arm.name!r}; each needs a name of its own{hint}")
-            else:
-                places.append(reader.path)
-            made[arm.name] = arm
-    found = tuple(made.values())
-    check_references(found, findings, tuple(places))
-    if len({arm.training is None for arm in found}) > 1:
+            made.setdefault(arm.name, (arm, reader.path))
+    found, places = tuple(arm for arm, _ in made.values()), tuple(path for _, path in made.values())
+    check_references(found, findings, places)
+    if len({loads(entry) for entry in form.models}) > 1:
         findings.add(("models",), "a suite trains all of its models or loads all of them: they are judged differently")
     return found
+
+
+def loads(entry: ModelEntry) -> bool:
+    """Whether an entry is a model from elsewhere, even where nothing stands after `load`."""
+    return "load" in entry.model_fields_set
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The judges: of texts, whole or with holes, and of images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from qbench.data.pixels import Recipe
 from qbench.data.vision import Images
 from qbench.evaluate.classify import BATCH as IMAGES
 from qbench.evaluate.classify import Classified, changes, classify
-from qbench.evaluate.divergence import divergence
+from qbench.evaluate.divergence import Divergence, Treatment, divergence, divergences
 from qbench.evaluate.likelihood import Likelihood, bits_per_byte, likelihood, numerical_floor
 from qbench.evaluate.masked import Masking, Reader
 from qbench.evaluate.reference import Reference, references
@@ -52,7 +52,14 @@ class Texts:
         return references(self._reader(model), self.windows, path)
 
     def against(self, model: nn.Module, reference: Reference) -> Costs:
-        found = divergence(self._reader(model), self.windows, reference)
+        return self._costs(divergence(self._reader(model), self.windows, reference))
+
+    def together(self, model: nn.Module, treatments: Sequence[Treatment], reference: Reference) -> list[Costs]:
+        """`against` under each treatment, for less; none may change the head."""
+        every = divergences(self._reader(model), treatments, self.windows, reference)
+        return [self._costs(found) for found in every]
+
+    def _costs(self, found: Divergence) -> Costs:
         each = found.per_window()
         vectors = {**each, "error_rate": each["wrong"], "loss_increase": each["loss"] - each["reference_loss"]}
         names = list(dict.fromkeys(self.windows.slices))  # in the order of the records of slices
@@ -60,9 +67,11 @@ class Texts:
         slices = {**found.by_slice(), **{f"position:{name}": part for name, part in found.by_position().items()}}
         return Costs(found.values(), vectors, slices)
 
-    def floor(self, model: nn.Module) -> float:
+    def floor(self, model: nn.Module, plain: Costs | None = None) -> float:
         reader = self._reader(model)
-        return numerical_floor(reader, self.windows, likelihood(reader, self.windows))
+        if plain is None:
+            return numerical_floor(reader, self.windows, likelihood(reader, self.windows))
+        return numerical_floor(reader, self.windows, Likelihood(plain.vectors["loss"], plain.vectors["error_rate"]))
 
     def inputs(self, n: int) -> list[Tensor]:
         parts = [part[:, :-1] for part in self.batches(n)]
@@ -113,8 +122,9 @@ class Pictures:
         values = {**plain.values, "loss_increase": float(increase.mean()), **changed.values}
         return Costs(values, {**plain.vectors, "loss_increase": increase, **changed.vectors})
 
-    def floor(self, model: nn.Module) -> float:
-        first, other = (classify(model, self.images, self.recipe, batch).losses for batch in (IMAGES, OTHER_BATCH))
+    def floor(self, model: nn.Module, plain: Costs | None = None) -> float:
+        first = plain.vectors["loss"] if plain else classify(model, self.images, self.recipe, IMAGES).losses
+        other = classify(model, self.images, self.recipe, OTHER_BATCH).losses
         return float(np.abs(first - other).max())
 
     def inputs(self, n: int) -> list[Tensor]:

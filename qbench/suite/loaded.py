@@ -34,8 +34,8 @@ class Loaded:
             if key not in _ALLOWED:
                 text = f"a model that is loaded is neither built nor trained; allowed: {', '.join(_ALLOWED)}"
                 self.findings.add((*self.path, key), text, key=True)
-        model = self._model(self.entry.load or "")
-        if model is None:
+        model = self._model(self.entry.load) if self.entry.load else None
+        if model is None:  # nothing stands after load: said already, of the parameter that holds nothing
             return None
         entry = self.entry
         name = entry.name or PurePath(model.source).name
@@ -80,7 +80,7 @@ def check_references(arms: tuple[Arm, ...], findings: Findings, places: tuple[Pa
         base = by_name.get(arm.reference)
         if base is None or base is arm:
             near = suggestion(arm.reference, others)
-            text = f"no file and no other arm {arm.reference!r}{near} known: {', '.join(others)}"
+            text = f"no file and no other arm {arm.reference!r}{near} known: {', '.join(others) or 'none'}"
             findings.add((*path, "reference"), text)
         elif base.reference:
             findings.add((*path, "reference"), f"{base.name!r} has a reference itself; name {base.reference!r}")

@@ -110,7 +110,8 @@ def plan(suite: Suite, out: Path, device: Device, workers: int, plugin_files: Se
         environment = _with_models(environment, suite)
     cells = tuple(expand(suite, environment))
     ids = {cell.id for cell in cells}
-    done = frozenset(cell for cell, status in settled(out).items() if status == "measured" and cell in ids)
+    over = ("measured", "unsupported")  # what this kind of machine cannot do, it cannot do the next time
+    done = frozenset(cell for cell, status in settled(out).items() if status in over and cell in ids)
     return Plan(
         suite=suite, out=out, device=device, workers=workers, cells=cells, done=done, plugin_files=tuple(plugin_files)
     )

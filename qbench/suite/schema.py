@@ -126,7 +126,7 @@ def _suite(findings: Findings, file: _File) -> Suite | None:
     grown = (low < high for low, high in pairwise(counts))
     unsure = bad | {key for key, more in zip(("models", "tensors", "treatments"), grown, strict=True) if more}
     names = [arm.name for arm in arms], [treatment.name for treatment in treatments]
-    loading = any(arm.training is None for arm in arms)
+    loading = any(map(grid.loads, form.models))
     asked = deployed.asked(form, findings, partial(_from_suite, findings=findings, file=file), loading)
     return Suite(
         name=form.suite,

@@ -1,7 +1,9 @@
 """A model from elsewhere, loaded, with its judge: what the cells of one arm are answered with."""
 
 import json
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,15 +14,17 @@ from torch import Tensor, nn
 from qbench.capture.calibrate import calibrate
 from qbench.capture.place import Matrix, Place
 from qbench.capture.places import matrices, places, select, unnamed
+from qbench.capture.write import quantized
 from qbench.data import vision
 from qbench.data.documents import documents
-from qbench.data.passages import Cut, Encode, Offsets, Windows, overlap, passages
+from qbench.data.passages import Cut, Offsets, Windows, overlap, passages
 from qbench.data.pixels import recipe
 from qbench.data.text import BadData
 from qbench.evaluate.masked import ask, masking_of
 from qbench.evaluate.reference import Reference
 from qbench.evaluate.reference import load as load_reference
-from qbench.models.folder import BadModel, look
+from qbench.models.finished import finished
+from qbench.models.folder import BadModel, layout, look
 from qbench.models.hub import LoadOptions, load
 from qbench.models.inputs import tokenizer
 from qbench.quant.catalog import quantizer_spec
@@ -57,6 +61,7 @@ class Subject:
     def __init__(self, cell: Cell, machine: Machine) -> None:
         self.cell, self.machine = cell, machine
         self._calibrations: dict[tuple[str, str], Mapping[str, Calibration]] = {}
+        self._judges: dict[tuple[str, int, str], Judge] = {}
 
     @property
     def source(self) -> Source:
@@ -84,12 +89,44 @@ class Subject:
         said = (unnamed(self.model), getattr(self.model, "undivided", ""))
         return tuple(filter(None, said))
 
+    @contextmanager
+    def as_shipped(self) -> Generator[None, None, None]:
+        """While open, a checkpoint quantized elsewhere has its inputs quantized too, where its format says how.
+
+        Scales that are stored with it are not applied; `suite.contents` warns of them.
+        """
+        folder = look(self.source.folder)
+        packed = finished(folder.config, layout(folder))
+        chosen: dict[str, tuple[Place, Quantizer]] = {}
+        for group in packed.groups if packed else ():
+            if group.activations and " " not in group.activations:
+                quantizer = build(group.activations)
+                chosen |= {name: (self._input(name.removesuffix(".weight")), quantizer) for name in group.weights}
+        with quantized(chosen, {}):
+            yield
+
+    def _input(self, module: str) -> Place:
+        """What a linear layer reads, by its name in the checkpoint."""
+        inner: Any = getattr(self.model, "hf", self.model)
+        return Place(inner.get_submodule(module), "input", "input")
+
     def judge(self, measurement: Measurement) -> Judge:
         """What the model is judged on."""
         saved = self._saved
         if saved is not None:
             return Texts(saved.windows)
-        return judge(self.source, self.cell.data, measurement.windows, measurement.passage)
+        return self._judge(self.cell.data, measurement.windows, measurement.passage)
+
+    def _judge(self, data: str, n: int, passage: Mapping[str, Any]) -> Judge:
+        key = (data, n, json.dumps(passage, sort_keys=True))
+        if key not in self._judges:
+            self._judges[key] = judge(self.source, data, n, passage, self._words)
+        return self._judges[key]
+
+    @cached_property
+    def _words(self) -> "Words | None":
+        """The model's tokenizer; None for what sees images."""
+        return None if self.source.task == "image-classification" else Words(tokenizer(self.source.folder))
 
     @cached_property
     def _saved(self) -> Reference | None:
@@ -143,7 +180,7 @@ class Subject:
     def _calibration(self, asked: Mapping[str, Any], measurement: Measurement) -> list[Tensor]:
         """Batches of the calibration data; BadData where they are part of what the model is judged on."""
         windows = int(asked["windows"])
-        seen = judge(self.source, self.cell.sources["calibration"], windows, measurement.passage)
+        seen = self._judge(self.cell.sources["calibration"], windows, measurement.passage)
         judged = self.judge(measurement)
         if isinstance(seen, Texts) and isinstance(judged, Texts) and not asked.get("overlap"):
             _expect_apart(seen.windows, judged.windows)
@@ -155,7 +192,7 @@ def loaded(cell: Cell, source: str, machine: Machine) -> nn.Module:
     device_map = cell.sources.get("device_map")
     options = LoadOptions(
         dtype=cell.model["dtype"],
-        attention=cell.model["attention"],
+        attention=None if cell.model["attention"] == "default" else cell.model["attention"],
         device_map=device_map,
         trust_remote_code=machine.trust_remote_code,
     )
@@ -163,23 +200,50 @@ def loaded(cell: Cell, source: str, machine: Machine) -> nn.Module:
     return model.eval() if device_map else model.to(machine.device).eval()
 
 
-def judge(source: Source, data: str, n: int, passage: Mapping[str, Any]) -> Judge:
-    """`n` windows or images of `data`, as a model reads them.
+class Words:
+    """A tokenizer that reads each text once, for all windows that are cut from it."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+        self._known: dict[str, tuple[array[int], array[int], array[int]]] = {}
+
+    def encode(self, text: str) -> Sequence[int]:
+        return self._read(text)[0]
+
+    @property
+    def offsets(self) -> Offsets | None:
+        return self._offsets if self.reader.is_fast else None
+
+    def _offsets(self, text: str) -> Sequence[tuple[int, int]]:
+        return list(zip(*self._read(text)[1:], strict=True))
+
+    def _read(self, text: str) -> tuple["array[int]", "array[int]", "array[int]"]:
+        if text not in self._known:
+            fast = self.reader.is_fast
+            read = self.reader(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+            starts, ends = zip(*read.offset_mapping, strict=True) if fast and read.input_ids else ((), ())
+            self._known[text] = (array("q", read.input_ids), array("q", starts), array("q", ends))
+        return self._known[text]
+
+
+def judge(source: Source, data: str, n: int, passage: Mapping[str, Any], words: Words | None = None) -> Judge:
+    """`n` windows or images of `data`, as a model reads them, with the model's own `words` where they are at hand.
 
     Raises BadData where there are not so many, or a text is shorter than a window; BadModel for a model without a
     tokenizer, or without what `bos` asks for.
     """
     folder = source.folder
     if source.task == "image-classification":
-        images = vision.load(data)
-        return Pictures(images.part(_split(images), n), recipe(look(folder).config, _processor(Path(folder))))
-    reader = tokenizer(folder)
-    bos = _bos(reader, str(passage["bos"]))
-    cut = Cut(int(passage["context"]), n, passage.get("stride"), bos)
-    windows = passages(documents(data), _encoder(reader), cut, _offsets(reader))
+        config, images = look(folder).config, vision.load(data)
+        if names := config.get("id2label"):
+            images = vision.as_labelled(images, {int(number): str(name) for number, name in names.items()})
+        return Pictures(images.part(_split(images), n), recipe(config, _processor(Path(folder))))
+    words = words or Words(tokenizer(folder))
+    cut = Cut(int(passage["context"]), n, passage.get("stride"), _bos(words.reader, str(passage["bos"])))
+    windows = passages(documents(data), words.encode, cut, words.offsets)
     if source.task == "causal-lm":
         return Texts(windows)
-    masking = masking_of(reader)
+    masking = masking_of(words.reader)
     return Texts(ask(windows, masking), masking)
 
 
@@ -208,23 +272,6 @@ def _bos(reader: Any, wanted: str) -> int | None:
         return token
     first = reader("a").input_ids[:1]
     return token if first == [token] else None
-
-
-def _encoder(reader: Any) -> Encode:
-    def encode(text: str) -> Sequence[int]:
-        return reader(text, add_special_tokens=False, verbose=False).input_ids
-
-    return encode
-
-
-def _offsets(reader: Any) -> Offsets | None:
-    if not reader.is_fast:
-        return None
-
-    def offsets(text: str) -> Sequence[tuple[int, int]]:
-        return reader(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
-
-    return offsets
 
 
 def _expect_apart(seen: Windows, judged: Windows) -> None:

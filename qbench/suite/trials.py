@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qbench.evaluate.harness import Ask, evaluate
 from qbench.evaluate.ranking import rank
 from qbench.evaluate.sensitivity import Sweep, Treatment
-from qbench.evaluate.units import left_out, units
+from qbench.evaluate.units import left_out, linears, units
 from qbench.models.inputs import tokenizer
 from qbench.quant.vendor import CannotRun
 from qbench.results.record import Record
@@ -19,7 +19,7 @@ from qbench.suite.answer import Answer
 from qbench.suite.cells import Cell
 from qbench.suite.kernels import Trial, kernel_values
 from qbench.suite.subject import Subject
-from qbench.train.lowbit import compare
+from qbench.train.lowbit import SMALLEST, compare
 
 TIMED = 4  # windows or images of a timed forward pass
 STEPS, RATE = 12, 1e-4  # of training with a low-bit optimizer
@@ -32,21 +32,18 @@ def kernel(cell: Cell, subject: Subject) -> Answer:
     judge = subject.judge(cell.measurement)
     reference = subject.reference(judge)
     plain = judge.plain(subject.model)
-    noise = {"loss": judge.floor(subject.model)}
+    noise = {"loss": judge.floor(subject.model, plain)}
     chosen = _linears(subject)
-    try:
-        outcome = kernel_values(
-            name,
-            Trial(
-                fresh=subject.fresh,
-                select=lambda layer, _module: layer in chosen,
-                measure=lambda model: judge.against(model, reference).values,
-                inputs=judge.inputs(TIMED)[0][:TIMED].to(subject.machine.device),
-                floors=noise,
-            ),
-        )
-    except CannotRun as error:
-        return Answer(cell, status="unsupported", error=str(error), seconds=perf_counter() - start)
+    outcome = kernel_values(
+        name,
+        Trial(
+            fresh=subject.fresh,
+            select=lambda layer, _module: layer in chosen,
+            measure=lambda model: judge.against(model, reference).values,
+            inputs=judge.inputs(TIMED)[0][:TIMED].to(subject.machine.device),
+            floors=noise,
+        ),
+    )
     bits = outcome.values.get("bits_per_value/quantized")
     values = {**outcome.values, "loss/unquantized": plain.values["loss"]}
     record = Record(cell=cell.id, quantizer=name, bits_per_value=bits, values=values, n=plain.n)
@@ -72,14 +69,22 @@ def sensitivity(cell: Cell, subject: Subject) -> Answer:
     modules = {unit.name: unit.modules for unit in every}
     records: list[Record] = []
     for name, estimate in found.estimates.items():
-        values = {"sensitivity/first": estimate.first, "sensitivity/fisher": estimate.fisher}
+        values = {"loss_increase/first_order": estimate.first, "loss_increase/fisher": estimate.fisher}
         if name in exact:
             values |= {"loss_increase": exact[name].mean, "floor/window": exact[name].standard_error}
         scope = " ".join(modules[name])
         records.append(Record(cell=cell.id, site=name, scope=scope, quantizer=str(asked["name"]), values=values))
-    summary = {f"sensitivity/rank_correlation/{by}": value for by, value in found.correlation.items()}
-    summary |= {"sensitivity/forwards": found.exact.forwards / max(found.exact.full, 1)}
-    records.append(Record(cell=cell.id, quantizer=str(asked["name"]), values=summary, n=cell.measurement.windows))
+    names = {"first": "first_order", "fisher": "fisher"}
+    summary = {f"rank_correlation/{names[by]}": value for by, value in found.correlation.items()}
+    summary |= {"block_forwards": found.exact.forwards / max(found.exact.full, 1)}
+    layers = linears(subject.model)
+    same: dict[str, Any] = {"cell": cell.id, "quantizer": str(asked["name"])}
+    # The scope names modules: those of no block, which no unit has, and those that some tools do not take for linear.
+    records.append(Record(**same, scope=" ".join(layers.outside), values=summary, n=cell.measurement.windows))
+    turned = {"layers_left": float(len(layers.transposed))}
+    records += [Record(**same, site="transposed", scope=" ".join(layers.transposed), values=turned)] * bool(
+        layers.transposed
+    )
     aside = left_out(subject.model, every)
     warnings = found.exact.warnings + ((f"in no unit: {', '.join(aside)}",) if aside else ())
     return Answer(cell, tuple(records), warnings=warnings, seconds=perf_counter() - start, vectors=_increases(found))
@@ -125,14 +130,17 @@ def optimizer(cell: Cell, subject: Subject) -> Answer:
         output = scoring.run(model, batch)
         return scoring.score(output, output.detach(), batch)["loss"].mean()
 
+    largest = max(parameter.numel() for parameter in subject.model.parameters())
+    if largest < SMALLEST:
+        raise CannotRun(f"{name} keeps the state of tensors below {SMALLEST} values in full; the largest has {largest}")
     done = compare(name, subject.fresh, loss, STEPS, RATE)
     stored = sum(state.bytes for state in done.states)
     low = sum(state.values for state in done.states if state.limit)
     values = {
         "loss": done.losses[-1],
         "loss_increase": done.losses[-1] - done.reference[-1],
-        "optimizer/bits_per_value": done.bits_per_value,
-        "optimizer/low_bit_share": low / sum(state.values for state in done.states),
+        "bits_per_value/state": done.bits_per_value,
+        "low_bit_share": low / sum(state.values for state in done.states),
         "bytes/state": float(stored),
     }
     record = Record(

@@ -11,7 +11,7 @@ from qbench.train.spec import TrainingSpec
 
 Split = Literal["test", "tune", "all"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
-Attention = Literal["sdpa", "eager"]
+Attention = Literal["default", "sdpa", "eager"]
 Bos = Literal["auto", "always", "never"]
 Scalar = str | int | float | bool | None
 
@@ -34,7 +34,7 @@ class Pretrained:
     names: SiteNames | None = None
     revision: str = ""
     dtype: Dtype = "float32"
-    attention: Attention = "sdpa"
+    attention: Attention = "default"
     device_map: str = ""
 
     @property

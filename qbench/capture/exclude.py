@@ -1,14 +1,24 @@
-"""Which layers to leave unquantized, in the words of the tools that quantize the others."""
+"""Which layers to leave unquantized, in the words of the tools that quantize the others. No torch here."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from qbench.evaluate.units import Linears
-
 # Layers that engines run as one matrix when they load a checkpoint, whose parts must have one format.
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"), ("w1", "w3"))
+
+
+@dataclass(frozen=True, slots=True)
+class Linears:
+    """Names of linear layers as a checkpoint has them: those inside the blocks, and the others, such as the head.
+
+    `transposed` are those of either that keep their matrix as [in, out], which some tools do not take for linear.
+    """
+
+    inside: tuple[str, ...]
+    outside: tuple[str, ...]
+    transposed: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

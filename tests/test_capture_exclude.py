@@ -8,9 +8,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from qbench.evaluate.units import Linears, linears, units
+from qbench.capture.exclude import SYNTAXES, Exclusion, Linears, bitsandbytes, exclusion, llm_compressor, torchao
+from qbench.evaluate.units import linears, units
 from qbench.models.hub import HubModel
-from qbench.suite.exclude import SYNTAXES, Exclusion, bitsandbytes, exclusion, llm_compressor, torchao
 
 transformers = pytest.importorskip("transformers")
 SIZES = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
