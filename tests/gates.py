@@ -16,6 +16,7 @@ from qbench.gate.policy import Policy, load
 from qbench.gate.source import opened
 from qbench.gate.verdict import judge
 from qbench.results.record import Closing, Record
+from qbench.stats.looks import added
 
 TODAY = date(2026, 11, 21)
 HEAD = "policy: test\nversion: 1\nsuite: {name: s, version: 1}\nwindows: [512, 2048]\n"
@@ -74,6 +75,22 @@ def run(
         plain = loss_of(len(row), seed) + shift
         cells.append(cell(f"a{seed}", spec(n=len(row), seed=seed, **more), plain))
         cells.append(cell(f"b{seed}", spec(treatment, n=len(row), seed=seed, **more), plain + row, plain))
+    return Draft(cells, {"asked": [one.closing.cell for one in cells], "finished": "2026-11-20T00:00:00+00:00"})
+
+
+def looked(
+    looks: tuple[int, ...], differences: np.ndarray, until: int = 2, plain: np.ndarray | None = None, **more: Any
+) -> Draft:
+    """A run that measured as far as one of the planned looks; `differences` and `plain` are those of all windows."""
+    plain = loss_of(looks[-1]) if plain is None else plain
+    cells: list[Cell] = []
+    for look in range(1, until + 1):
+        places = added(looks, look)
+        for name, shift in (("", 0), ("int8/token", differences)):
+            asked = spec(name, n=len(places), **more)
+            asked["measurement"]["passage"] = {"context": 64, "looks": list(looks), "look": look}
+            loss, its = (plain + shift)[places], plain[places]
+            cells.append(cell(f"{'ab'[bool(name)]}{look}", asked, loss, its if name else None))
     return Draft(cells, {"asked": [one.closing.cell for one in cells], "finished": "2026-11-20T00:00:00+00:00"})
 
 

@@ -22,6 +22,7 @@ from qbench.results import digest, evidence
 from qbench.results.lines import encode
 from qbench.results.record import Closing, Record
 from qbench.results.store import Store
+from qbench.stats.paired import proportion_noninferior
 
 PLAIN: dict[str, Any] = {"name": "unquantized", "scope": "", "assign": {}}
 W4 = {"name": "W4", "scope": "weights", "assign": {"weight:weights": "int4/token"}}
@@ -161,6 +162,16 @@ def test_other_sites_under_the_same_patterns_are_refused_for_one_architecture_on
     assert "nothing says how far it varies" in row.note
 
 
+def test_treatments_that_touched_another_number_of_sites_are_refused(tmp_path: Path) -> None:
+    a, b = pair(tmp_path, LOSS + 0.01)
+    for folder, touched in ((a, 8.0), (b, 7.0)):
+        values = {"loss": float(LOSS.mean()), "sites_touched": touched}
+        Folder(folder).add(spec(measurement={"treatment": W4}), {"loss": LOSS}, values=values)
+    found = compare(a, b)
+    assert {one.reason for one in found.refused} == {"the sites differ: the treatments touched another number of them"}
+    assert [row.question for row in found.rows] == ["loss, unquantized"]
+
+
 def test_the_increase_of_a_treatment_is_paired_with_its_own_unquantized_model(tmp_path: Path) -> None:
     """A worse model whose quantization costs less: both are seen, by arithmetic done here."""
     rng = np.random.default_rng(2)
@@ -201,6 +212,8 @@ def test_items_are_paired_by_what_they_are_and_tested_exactly(tmp_path: Path) ->
     assert row.p == pytest.approx(binomtest(worse, worse + better).pvalue, rel=1e-9)
     assert row.difference == pytest.approx((worse - better) / 400)
     assert row.verdict == "regressed"
+    expected = proportion_noninferior(wrong, other, 0.0, alpha=0.025)
+    assert (row.low, row.high, row.method) == (expected.low, expected.high, expected.method)
 
 
 def test_other_items_do_not_pair(tmp_path: Path) -> None:
@@ -269,6 +282,26 @@ def test_a_metric_that_is_no_cost_is_refused(tmp_path: Path) -> None:
         compare(a, b, How(metrics=("rms",)))
 
 
+def test_a_metric_that_no_pair_has_is_no_silence(tmp_path: Path) -> None:
+    a, b = pair(tmp_path, LOSS)
+    with pytest.raises(NothingToCompare, match="1 cells may be compared, but none has kld in both runs"):
+        compare(a, b, How(metrics=("kld",)))
+
+
+def test_the_model_of_all_rows_stands_in_the_headline_and_several_in_a_column(tmp_path: Path) -> None:
+    for name, shift in (("a", 0.0), ("b", 0.5)):
+        for model in "xy":
+            Folder(tmp_path / name).add(spec(arm=model), {"loss": LOSS + shift})
+    both = compare(tmp_path / "a", tmp_path / "b").json()
+    one = compare(tmp_path / "a", tmp_path / "b", How(arms={"x": "y"})).json()
+    assert compared.headline(both).startswith("A a, B b: 2 regressed")
+    assert compared.headline(one).startswith("A a (x), B b (y): 1 regressed")
+    assert [row[1] for row in compared.table(both)] == ["model", "x", "y"]
+    assert compared.table(one)[0] == [name for name in compared.HEAD if name != "model"]
+    assert {len(row) for row in compared.table(one)} == {len(compared.HEAD) - 1}
+    assert compared.table(one)[1][compared.table(one)[0].index("B − A")].startswith("0.500")
+
+
 def test_another_device_is_a_caution(tmp_path: Path) -> None:
     found = compare(*pair(tmp_path, LOSS, device="cuda"))
     assert found.cautions == ("measured with different devices: cpu and cuda",)
@@ -306,13 +339,14 @@ def test_the_command_takes_runs_or_models_and_refuses_what_does_not_apply(
 ) -> None:
     a, b = pair(tmp_path, LOSS + 0.01)
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     assert run("compare", a, b, "--out", tmp_path / "c.html") == GOOD
     assert (tmp_path / "c.html").read_text().startswith("<!doctype html>")
     assert run("compare", a, b, "--format", "json") == GOOD
     for arguments, sentence in (
-        ((a, tmp_path / "model"), "is a run folder and"),
-        ((a, b, "--data", "text:x"), "--data does not apply to two run folders"),
-        ((a, b, "--set", "windows=3"), "--set does not apply to two run folders"),
+        ((a, tmp_path / "model"), "is a run and"),
+        ((a, b, "--data", "text:x"), "--data does not apply to two runs"),
+        ((a, b, "--set", "windows=3"), "--set does not apply to two runs"),
         ((tmp_path / "model", tmp_path / "model", "--metric", "loss"), "--metric does not apply to two models"),
         ((a, b, "--arm", "x"), "expected A=B"),
         ((a, b, "--out", "c.pdf"), "known endings: json, md, html, txt"),

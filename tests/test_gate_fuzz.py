@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gates import HEAD, TODAY, changed, policy, run
+from gates import HEAD, TODAY, changed, looked, policy, run
 
 from qbench.gate.baseline import UNREADABLE, against
 from qbench.gate.outputs import to_junit, to_markdown, to_text
@@ -164,3 +164,14 @@ def test_mutated_records_never_pass_and_never_crash(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(0.2, 0.1, 64)
     seen = fuzz(one, run(noise).write(tmp_path / "run"), 2500, mutated_records)
     assert min(seen["unreadable"], seen["ERROR"], seen["FAIL"]) > 50, seen
+
+
+def test_mutated_looks_never_pass_and_never_crash(tmp_path: Path) -> None:
+    """What two looks measured, put together wrongly, is no evidence."""
+    noise = np.random.default_rng(0).normal(0.2, 0.1, 160)
+    draft = looked((64, 160), noise)
+    one = policy(
+        tmp_path, "  - {metric: loss, margin: 0.05, worst_slice: true}\n", HEAD.replace("512, 2048", "64, 160")
+    )
+    seen = fuzz(one, draft.write(tmp_path / "run"), 800, mutated_records)
+    assert min(seen["unreadable"], seen["ERROR"], seen["FAIL"]) > 20, seen

@@ -1,17 +1,21 @@
 """A verdict is what a statistician would say of the same vectors, and nothing passes without evidence."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from time import process_time
+from resource import RUSAGE_CHILDREN, getrusage
 
 import numpy as np
 import pytest
 from gates import HEAD, TODAY, cell, changed, policy, run, spec, verdict
 from scipy import stats
 
+from qbench.evaluate import samples
+from qbench.evaluate.imported import store
 from qbench.gate.baseline import Acceptance, NotAccepted, accept
 from qbench.gate.draft import Cell, Draft
 from qbench.gate.finding import together
@@ -103,7 +107,7 @@ def test_below_the_minimum_nothing_is_concluded(tmp_path: Path) -> None:
 def test_seeds_are_the_sample_where_models_were_trained(tmp_path: Path) -> None:
     head = HEAD.replace("[512, 2048]", "[128]")
     rules = "  - {metric: loss, margin: 0.5, seeds: 3}\n"
-    rows = [NOISE[:128] * 0.1 + effect for effect in (0.0, 0.1, 0.2)]
+    rows = [NOISE[128:256] * 0.1 + effect for effect in (0.0, 0.1, 0.2)]
     finding = verdict(policy(tmp_path, rules, head), run(rows), tmp_path).results[0].findings[0]
     # Windows alike for every seed: the spread of the seeds' means is all there is, with two degrees of freedom.
     assert finding.high == pytest.approx(0.1 + stats.t.ppf(0.95, 2) * 0.1 / 3**0.5, rel=0.05)
@@ -329,7 +333,40 @@ def test_an_unquantized_model_of_another_seed_is_no_reference(tmp_path: Path) ->
     assert verdict(policy(tmp_path, LOSS), draft, tmp_path).status == "ERROR"
 
 
+@pytest.mark.parametrize(("shift", "status"), [(0.01, "PASS"), (0.5, "FAIL")])
+@pytest.mark.parametrize("weight", [1, 3])
+def test_what_another_runtime_measured_is_gated_too(tmp_path: Path, shift: float, status: str, weight: int) -> None:
+    """Items may count unequally: then a cost is their weighted mean."""
+    base = RNG.lognormal(0, 0.3, 512)
+    more = shift * RNG.uniform(0.5, 1.5, 512)
+    weights = RNG.integers(1, weight, 512, endpoint=True)
+    header = {"line": "run", "schema": 1, "model": {"name": "m"}, "data": {"name": "wiki"}, "runtime": "llama.cpp"}
+    for name, loss in (("a", base), ("b", base + more)):
+        items = [
+            {"line": "item", "id": f"w{i:03}", "values": {"loss": float(loss[i])}, "weight": int(weights[i])}
+            for i in range(512)
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(one) + "\n" for one in [header, *items]))
+        store([samples.read(tmp_path / name)], tmp_path / f"run-{name}")
+    head = HEAD.replace("{name: s,", "{name: imported,").replace("[512, 2048]", "[512]")
+    one = policy(tmp_path, "  - {metric: loss, margin: 0.05, against: previous}\n", head)
+    found = verdict(one, tmp_path / "run-b", tmp_path, previous=tmp_path / "run-a")
+    assert found.status == status
+    assert found.results[0].shown.effect == pytest.approx(np.average(more, weights=weights), rel=1e-6)
+
+
+def test_windows_that_overlap_are_not_gated(tmp_path: Path) -> None:
+    def overlap(c: Cell) -> None:
+        c.respec(measurement={**c.closing.spec["measurement"], "passage": {"context": 64, "stride": 32}})
+
+    draft = changed(changed(run(NOISE), overlap, "a"), overlap, "b")
+    found = verdict(policy(tmp_path, LOSS), draft, tmp_path)
+    assert found.status == "ERROR"
+    assert "without evaluate.stride" in found.results[0].findings[0].reason
+
+
 def test_a_hundred_thousand_records_are_judged_within_a_second(tmp_path: Path) -> None:
+    """Of processor time, the start of the command included: other work on the machine does not count."""
     folder = run(NOISE).write(tmp_path / "run")
     more = Closing(
         cell="c" * 16, question="q", status="measured", records=50, spec=spec() | {"measurement": {"what": "error"}}
@@ -340,8 +377,14 @@ def test_a_hundred_thousand_records_are_judged_within_a_second(tmp_path: Path) -
             name = f"{i:016x}"
             records = [Record(cell=name, site=f"blocks.{j}.out", values=values) for j in range(50)]
             file.write(encode(replace(more, cell=name), records))
-    one = policy(tmp_path, LOSS)
-    start = process_time()
-    found = verdict(one, folder, tmp_path)
-    assert found.status == "PASS"
-    assert process_time() - start < 1.0
+    policy(tmp_path, LOSS)
+    command = [sys.executable, "-m", "qbench.cli.main", "gate", "policy.yaml", "--candidate", "run"]
+    spent: list[float] = []
+    for _ in range(3):  # a busy machine makes every step slower, so the fastest counts
+        before = getrusage(RUSAGE_CHILDREN)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        after = getrusage(RUSAGE_CHILDREN)
+        assert (done.returncode, done.stdout.split()[0]) == (0, "PASS")
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 1.0, spent
+    assert after.ru_maxrss < 2**20  # kilobytes: under 1 GB

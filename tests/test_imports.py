@@ -64,9 +64,23 @@ def test_the_order_of_items_and_the_runtime_do_not_matter(tmp_path: Path) -> Non
     store([samples.read(write(tmp_path / "a.jsonl", HEADER, *lines))], tmp_path / "a")
     store([samples.read(write(tmp_path / "b.jsonl", HEADER | {"runtime": "vLLM"}, *worse))], tmp_path / "b")
     found = compare(tmp_path / "a", tmp_path / "b")
-    assert [(row.metric, row.verdict) for row in found.rows] == [("loss", "regressed")]
+    assert [(row.question, row.metric, row.verdict) for row in found.rows] == [("loss", "loss", "regressed")]
     assert found.rows[0].difference == pytest.approx(0.1, abs=0.01)
     assert found.cautions == ("measured with different runtimes: llama.cpp b4321 and vLLM",)
+
+
+def test_two_runs_keep_one_order_whatever_order_they_were_written_in(tmp_path: Path) -> None:
+    """Windows that follow each other stay neighbours, so that what they share stays visible."""
+    names = [f"part 2, {i}" for i in range(30)] + [f"part 10, {i}" for i in range(30)]
+    lines = [item(0, id=name, values={"loss": float(i)}, slice=name[:7].strip(" ,")) for i, name in enumerate(names)]
+    shuffled = random.Random(1).sample(lines, len(lines))
+    assert shuffled != lines
+    for found in (
+        samples.read(write(tmp_path / f"{i}.jsonl", HEADER, *those)) for i, those in enumerate((lines, shuffled))
+    ):
+        assert found.vectors["loss"].tolist() == [float(i) for i in range(60)]
+        assert found.vectors["slice"].tolist() == [0] * 30 + [1] * 30
+        assert [one.slice for one in found.records] == ["", "part 2", "part 10"]
 
 
 def test_heavy_windows_count_for_more_in_a_comparison(tmp_path: Path) -> None:
@@ -196,8 +210,10 @@ def harness(folder: Path, acc: list[float], shift: float = 0.0, **changed: Any) 
 
 def test_results_of_the_harness_keep_their_numbers_and_their_samples(tmp_path: Path) -> None:
     right, text = lm_eval_files.read(harness(tmp_path / "h", [1 - w for w in WRONG]))
-    assert right.records[0].values == {"task_error/acc": sum(WRONG) / 8}
-    assert right.vectors["task_error/acc"].tolist() == WRONG
+    assert right.records[0].values == {"task_error/acc": sum(WRONG) / 8, "error_rate": sum(WRONG) / 8}
+    assert right.vectors["right/task_error/acc"].tolist() == WRONG
+    assert right.vectors["right/error_rate"].tolist() == WRONG
+    assert "error_rate" not in text.records[0].values
     bits = -math.fsum(NATS) / sum(BYTES) / math.log(2)
     assert text.records[0].values["task_bits_per_byte"] == pytest.approx(bits, rel=1e-12)
     assert (right.model["name"], right.data["name"], right.runtime) == ("llama", "org/right", "lm_eval 0.4.13 (hf)")
@@ -214,6 +230,62 @@ def test_two_imports_compare_by_document(tmp_path: Path) -> None:
     assert rows["task_bits_per_byte"].difference == pytest.approx(extra, rel=1e-6)
     assert rows["task_error/acc"].note == "the same numbers"
     assert {row.verdict for row in rows.values()} == {"no evidence"}  # of 8 documents
+
+
+GATE = """policy: imports
+version: 1
+suite: {name: imported, version: 1}
+windows: [512]
+rules:
+  - {name: worse, metric: METRIC, against: previous, margin: 0.05}
+"""
+
+
+def gated(tmp_path: Path, metric: str, baseline: Path, candidate: Path) -> str:
+    """The verdict on two imported files, from the command."""
+    tmp_path.mkdir(exist_ok=True)
+    for name, path in (("old", baseline), ("new", candidate)):
+        assert main(["import", str(path), "--out", str(tmp_path / name)]) == GOOD
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(GATE.replace("METRIC", metric))
+    main(["gate", str(policy), "--candidate", str(tmp_path / "new"), "--baseline", str(tmp_path / "old"),
+          "--out", str(tmp_path / "verdict")])  # fmt: skip
+    return json.loads((tmp_path / "verdict" / "verdict.json").read_text())["status"]
+
+
+@pytest.mark.parametrize(("more", "verdict"), [(0.0, "PASS"), (0.06, "INCONCLUSIVE"), (0.2, "FAIL")])
+def test_windows_of_any_runtime_can_be_gated(tmp_path: Path, more: float, verdict: str) -> None:
+    chance = random.Random(0)
+    lines = [item(i, values={"loss": chance.lognormvariate(0, 1)}) for i in range(512)]
+    spread = 0.02 if verdict != "INCONCLUSIVE" else 1.5
+    worse = [one | {"values": {"loss": one["values"]["loss"] + more + chance.gauss(0, spread)}} for one in lines]
+    chance.shuffle(worse)
+    old, new = write(tmp_path / "a.jsonl", HEADER, *lines), write(tmp_path / "b.jsonl", HEADER, *worse)
+    assert gated(tmp_path, "loss", old, new) == verdict
+
+
+@pytest.mark.parametrize(("flipped", "verdict"), [(0, "PASS"), (20, "INCONCLUSIVE"), (80, "FAIL")])
+def test_tasks_of_the_harness_can_be_gated(tmp_path: Path, flipped: int, verdict: str) -> None:
+    """0, 4 and 16 % of 500 answers become wrong, where 5 % are allowed."""
+    right = [1.0] * 300 + [0.0] * 200
+    worse = [0.0] * flipped + right[flipped:]
+    old, new = harness(tmp_path / "h", right), harness(tmp_path / "g", worse)
+    for path in (old, new):  # one task; the other has no right answers
+        results = json.loads(path.read_text())
+        del results["results"]["text"]
+        path.write_text(json.dumps(results))
+    assert gated(tmp_path, "error_rate", old, new) == verdict
+
+
+def test_tasks_of_any_runtime_can_be_gated_and_compared(tmp_path: Path) -> None:
+    header = HEADER | {"task": "quiz"}
+    lines = [item(i, values={"task_error/acc": float(i % 3 == 0)}) for i in range(600)]
+    worse = [one if i % 4 else one | {"values": {"task_error/acc": 1.0}} for i, one in enumerate(lines)]
+    old, new = write(tmp_path / "a.jsonl", header, *lines), write(tmp_path / "b.jsonl", header, *reversed(worse))
+    assert gated(tmp_path, "error_rate", old, old) == "PASS"
+    assert gated(tmp_path / "x", "error_rate", old, new) == "FAIL"
+    (row,) = compare(tmp_path / "x" / "old", tmp_path / "x" / "new").rows
+    assert (row.metric, row.verdict, row.difference) == ("task_error/acc", "regressed", pytest.approx(100 / 600))
 
 
 def test_samples_of_another_run_are_refused(tmp_path: Path) -> None:

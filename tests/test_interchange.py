@@ -139,7 +139,12 @@ DEMANDED: dict[str, Any] = {
                     "evaluation_name": TEXT,
                     "source_data": {
                         "required": ["dataset_name", "source_type"],
-                        "properties": {"dataset_name": TEXT, "source_type": {"const": "other"}},
+                        "properties": {
+                            "dataset_name": TEXT,
+                            "source_type": {"enum": ["other", "hf_dataset"]},
+                            "hf_repo": TEXT,
+                            "additional_details": TEXTS,
+                        },
                     },
                     "metric_config": {
                         "required": ["lower_is_better"],
@@ -187,6 +192,59 @@ def test_every_eval_ever_gets_what_it_demands() -> None:
     assert told["uncertainty"]["confidence_interval"]["lower"] == row["low"]
     identifiers = [one["evaluation_result_id"] for one in of_one]
     assert len(set(identifiers)) == len(identifiers)
+
+
+def imported(tmp_path: Path, *names: str) -> Run:
+    """Tasks of other people's models, as results of the harness say them."""
+    from test_imports import harness
+
+    for name in names:
+        path = harness(tmp_path / name.replace("/", "_"), [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0], model_name=name)
+        assert main(["import", str(path), "--out", str(tmp_path / "run")]) == 0
+    return read(tmp_path / "run")
+
+
+def test_every_eval_ever_gets_tasks_with_the_dataset_of_the_hub(tmp_path: Path) -> None:
+    (document,) = documents(imported(tmp_path, "llama"), "us").values()
+    assert list(Draft202012Validator(DEMANDED).iter_errors(document)) == []
+    found = {one["metric_config"]["metric_name"]: one for one in document["evaluation_results"]}
+    assert found["task_bits_per_byte"]["source_data"]["dataset_name"] == "text"  # and not the loader, json
+    assert set(found) == {"task_error/acc", "task_bits_per_byte"}  # not the error rate once more
+    source = found["task_error/acc"]["source_data"]
+    assert (source["source_type"], source["hf_repo"]) == ("hf_dataset", "org/right")
+    assert found["task_bits_per_byte"]["source_data"]["source_type"] == "other"
+    assert found["task_error/acc"]["score_details"]["uncertainty"]["num_samples"] == 8
+
+
+def test_models_whose_names_look_alike_get_a_file_each(tmp_path: Path) -> None:
+    imported(tmp_path, "a b", "a-b", "A+b")
+    assert main(["export", str(tmp_path / "run"), "--format", "every-eval-ever", "--out", str(tmp_path / "o")]) == 0
+    found = {json.loads(file.read_text())["model_info"]["id"]: file.stem for file in (tmp_path / "o").iterdir()}
+    assert set(found) == {"a b", "a-b", "A+b"}
+    assert len({name.lower() for name in found.values()}) == 3
+
+
+def test_a_card_claims_nothing_of_models_that_others_measured(tmp_path: Path) -> None:
+    from test_imports import HEADER, item, write
+
+    from qbench.evaluate import imported as store
+    from qbench.evaluate import samples
+
+    store.store([samples.read(write(tmp_path / "s.jsonl", HEADER, *map(item, range(9))))], tmp_path / "run")
+    text = card(read(tmp_path / "run"))
+    assert "loss (Q4_K_M)" in text
+    assert "| unquantized |" not in text
+    assert "| Q4\\_K\\_M | 4.50 | 1.04 |" in text
+
+
+def test_the_card_of_a_task_has_its_accuracy_once_and_no_empty_row(tmp_path: Path) -> None:
+    text = card(imported(tmp_path, "llama"))
+    (index,) = yaml.safe_load(text.split("---")[1])["model-index"]
+    told = [(one["name"], one["value"]) for result in index["results"] for one in result["metrics"]]
+    assert told[0] == ("acc (right)", 0.375)
+    assert [name for name, _ in told] == ["acc (right)", "task_bits_per_byte (text)"]
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[0] for line in rows] == ["| right"]
 
 
 def task(dataset: str, wrong: float) -> Run:

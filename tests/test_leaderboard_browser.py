@@ -11,7 +11,7 @@ from browser import chromium
 from submissions import Made, make
 from test_report_browser import first_pixel
 
-from qbench.report.leaderboard import site
+from qbench.report.leaderboard import site, spoken
 from qbench.report.leaderboard.board import Board, board
 from qbench.report.leaderboard.check import check
 from qbench.report.leaderboard.front import front
@@ -25,39 +25,55 @@ EVIL = "<script>document.title='taken'</script><img src=x onerror=document.title
 PROBE = """
 const said = {};
 const lines = () => [...document.querySelectorAll("#table tbody tr")];
-const cells = (column) => lines().map((row) => row.children[column].textContent);
 const heads = [...document.querySelectorAll("#table thead button")];
+const at = (title) => heads.findIndex((head) => head.textContent === title);
+const cells = (title) => lines().map((row) => row.children[at(title)].textContent);
 const set = (id, value) => {
   const field = document.getElementById(id);
-  field.value = value; field.dispatchEvent(new Event("input", { bubbles: true }));
+  if (field.type === "checkbox") field.checked = value; else field.value = value;
+  field.dispatchEvent(new Event("input", { bubbles: true }));
 };
-said.first = cells(0);
+said.heads = heads.map((head) => head.textContent);
+said.answer = document.querySelector(".answers").getBoundingClientRect().top;
+said.answers = document.querySelector(".answers tbody").innerText;
+said.first = cells("Rank");
 set("group", "");
 said.all = document.getElementById("count").textContent;
-said.shown = cells(0).length;
+said.shown = lines().length;
 said.at = document.getElementById("at").textContent;
 document.getElementById("after").click();
-said.next = cells(0).length;
+said.next = lines().length;
 said.end = document.getElementById("after").disabled;
-heads[5].click();
-said.up = cells(5).map(parseFloat);
-said.sorted = heads[5].parentElement.getAttribute("aria-sort");
-heads[5].click();
-said.down = cells(5).map(parseFloat);
+document.getElementById("before").click();
+said.back = document.getElementById("at").textContent;
+heads[at("Value")].click();
+said.up = cells("Value").map(parseFloat);
+said.sorted = heads[at("Value")].parentElement.getAttribute("aria-sort");
+heads[at("Value")].click();
+said.down = cells("Value").map(parseFloat);
+heads[at("Cost")].click();
+said.least = cells("Cost")[0];
+heads[at("Cost")].click();
+said.last = cells("Cost")[0];
 set("search", "INT4/block bob");
-said.found = [...new Set(cells(2))];
-said.models = [...new Set(cells(1))];
+said.found = [...new Set(cells("Format"))];
+said.models = [...new Set(cells("Model"))];
 set("search", "no such thing");
 said.none = document.getElementById("count").textContent;
 set("search", "onerror");
-said.evil = cells(1);
+said.evil = cells("Model");
 set("search", "");
+set("front", true);
+said.front = [document.getElementById("count").textContent, cells("Rank")];
+set("front", false);
 set("label", document.querySelectorAll("#label option")[1].value);
-said.labels = [...new Set(cells(12))];
+said.labels = [...new Set(cells("Provenance"))];
 said.links = [...document.querySelectorAll("#table tbody a")].map((a) => a.getAttribute("href"));
-said.tabs = heads.every((b) => b.tabIndex === 0 && b.tagName === "BUTTON");
+said.named = lines().every((row) => [...row.children].every((cell, i) => cell.dataset.l === said.heads[i]));
+said.tabs = [...document.querySelectorAll("a, button, input, select, summary, .scroll")].every((e) => e.tabIndex === 0);
 heads[0].focus();
 said.focused = document.activeElement === heads[0];
+said.outline = getComputedStyle(heads[0]).outlineStyle;
 said.live = document.getElementById("count").getAttribute("aria-live");
 said.scripts = document.querySelectorAll("#table script, #table img").length;
 said.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
@@ -107,7 +123,28 @@ def test_the_first_group_is_shown_by_rank(said: dict) -> None:
 
 def test_rows_come_in_pages(said: dict) -> None:
     assert (said["all"], said["shown"], said["at"]) == ("80 rows", 50, "page 1 of 2")
-    assert (said["next"], said["end"]) == (30, True)
+    assert (said["next"], said["end"], said["back"]) == (30, True, "page 1 of 2")
+
+
+def test_the_first_screen_answers(said: dict, made: Board) -> None:
+    """Above the fold of a laptop: model, format, bits, cost and its interval."""
+    assert said["answer"] < 450
+    best = min((r for r in made.rows if r.bits and r.bits <= 3.5), key=lambda r: r.value)
+    words = (best.model, best.quantizer, f"{best.bits:.2f} bits", spoken.cost(best))
+    assert all(word in said["answers"] for word in words)
+
+
+def test_a_row_shows_all_that_it_rests_on(said: dict) -> None:
+    assert set(said["heads"]) >= {"Rank", "Bits", "Value", "Cost", "n", "Seeds", "Seed floor", "Window floor", "Bytes"}
+    assert set(said["heads"]) >= {"Model", "Format", "Date", "Commit", "Provenance", "Group"}
+    assert said["named"]
+
+
+def test_the_front_can_be_shown_alone(said: dict, made: Board) -> None:
+    count, ranks = said["front"]
+    best = [row for rows in made.groups.values() for row in front(rows)]
+    assert count == f"{len(best)} rows"
+    assert all(rank.endswith("◎") for rank in ranks)
 
 
 def test_columns_sort_both_ways(said: dict) -> None:
@@ -115,12 +152,14 @@ def test_columns_sort_both_ways(said: dict) -> None:
     assert said["down"] == sorted(said["down"], reverse=True)
     assert said["up"] != said["down"]
     assert said["sorted"] == "ascending"
+    # Rows that have no cost stand last, either way.
+    assert said["last"].startswith("+0.6")
+    assert said["least"] != "—"
 
 
 def test_search_and_filter_narrow_the_rows(said: dict) -> None:
     assert said["found"] == ["int4/block:32"]
-    assert said["models"] == [f"bob: arm {i}" for i in range(6)] or len(said["models"]) == 6
-    assert all(name.startswith("bob") for name in said["models"])
+    assert sorted(said["models"]) == [f"bob: arm {i}" for i in range(6)]
     assert said["none"] == "0 rows"
     assert said["labels"] == ["self-attested"]
 
@@ -138,6 +177,7 @@ def test_what_was_sent_stays_text(said: dict) -> None:
 
 def test_it_works_from_the_keyboard_and_is_read_out(said: dict) -> None:
     assert (said["tabs"], said["focused"], said["live"]) == (True, True, "polite")
+    assert said["outline"] != "none"
 
 
 def test_nothing_but_its_own_style_is_fetched(said: dict) -> None:
@@ -180,11 +220,14 @@ def test_nothing_is_wider_than_a_telephone(out: Path, tmp_path: Path, kind: str)
     page = out / kind if kind.endswith("html") else next(iter(sorted((out / kind).iterdir())))
     wide = out / f"frame-{kind.removesuffix('.html')}.html"
     # A frame of that width, because headless windows have a least width of their own.
-    measure = "document.title = frames[0].document.documentElement.scrollWidth"
+    measure = (
+        "const inner = frames[0].document; document.title = [inner.documentElement.scrollWidth, "
+        "[...inner.querySelectorAll('.whole')].every((e) => e.scrollWidth <= e.clientWidth)].join(' ')"
+    )
     wide.write_text(f'<iframe src="{page.relative_to(out)}" width="380" height="900" onload="{measure}"></iframe>')
     dom = chromium.dump(wide, tmp_path / "profile", "--allow-file-access-from-files").dom
     wide.unlink()
-    assert re.search(r"<title>(\d+)</title>", dom)[1] == "380"  # type: ignore[index]
+    assert "<title>380 true</title>" in dom
 
 
 @pytest.mark.parametrize(("scheme", "darker"), [("0", True), ("1", False)], ids=["dark", "light"])

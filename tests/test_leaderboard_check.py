@@ -12,6 +12,7 @@ from submissions import Made, make, sign
 
 from qbench.report.leaderboard import hostile, reproduction
 from qbench.report.leaderboard.check import Checked, as_markdown, as_text, check
+from qbench.results import evidence
 from qbench.results.run import read
 
 SMALL = Made(arms=("residual",), quantizers=("int4/token",), seeds=(0, 1))
@@ -46,14 +47,10 @@ def test_without_evidence_the_label_says_so(folder: Path) -> None:
     assert check(folder).label == "self-attested, no evidence"
 
 
-@pytest.mark.parametrize("name", ["growth", "wiring"])
+@pytest.mark.parametrize("name", ["growth", "wiring", "leaderboard/quickstart"])
 def test_this_projects_own_runs_may_enter(name: str) -> None:
-    assert check(Path(__file__).parents[1] / "results" / name).faults == ()
-
-
-def test_this_projects_demo_may_enter() -> None:
-    found = check(Path(__file__).parents[1] / "results" / "leaderboard" / "quickstart")
-    assert (found.faults, found.label) == ((), "self-attested, no evidence")
+    found = check(Path(__file__).parents[1] / "results" / name)
+    assert (found.faults, found.label) == ((), "self-attested")
 
 
 # What is said when one line of the records is changed and the digests are made to fit.
@@ -75,6 +72,14 @@ def nothing(rows: list[dict[str, Any]]) -> None:
 
 def few_bits(rows: list[dict[str, Any]]) -> None:
     _loss(rows)["bits_per_value"] = 3.9
+
+
+def free_scales(rows: list[dict[str, Any]]) -> None:
+    _loss(rows)["bits_per_value"] = 4.0
+
+
+def no_increase(rows: list[dict[str, Any]]) -> None:
+    _loss(rows)["values"]["loss_increase"] = 0.0
 
 
 def no_error(rows: list[dict[str, Any]]) -> None:
@@ -159,6 +164,8 @@ def older_schema(rows: list[dict[str, Any]]) -> None:
         (entropy, "below the entropy of text"),
         (nothing, "below what any model reaches"),
         (few_bits, "int4/token stores at least 4"),
+        (free_scales, "int4/token stores at least 4.00003"),
+        (no_increase, "loss_increase is exactly 0"),
         (no_error, "kld is exactly 0"),
         (twice, "1 records are of the same place"),
         (dropped, "cells are missing"),
@@ -186,6 +193,18 @@ def test_false_records_are_refused(folder: Path, change: Callable[[list[dict[str
     assert not found.accepted
     assert said in "\n".join(found.faults)
     assert all("\n" not in fault and str(folder) not in fault for fault in found.faults)
+
+
+def test_a_cost_is_what_its_windows_cost(folder: Path) -> None:
+    """Of a loaded model the evidence holds the increase of every window too."""
+    rows = lines(folder)
+    row = _loss(rows)
+    losses = read(folder).evidence(row["samples"])["loss"]
+    right = losses - losses.mean() + row["values"]["loss_increase"]
+    row["samples"] = evidence.save(folder, {"loss": losses, "loss_increase": right})
+    assert store(folder, rows).accepted
+    row["samples"] = evidence.save(folder, {"loss": losses, "loss_increase": right + 0.01})
+    assert any("loss_increase is" in fault and "mean of its evidence" in fault for fault in store(folder, rows).faults)
 
 
 def test_a_seed_that_is_missing_is_named(folder: Path) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from submissions import Made, make, sign
 
 from qbench.report.leaderboard.board import board
 from qbench.report.leaderboard.check import check
 from qbench.report.leaderboard.site import contents
+from qbench.report.leaderboard.submission import Submission
 
 SMALL = Made(arms=("residual",), quantizers=("int4/token",), seeds=(0, 1), windows=4)
 ODD: list[Any] = [None, True, -1, 0, 1e308, 10**400, "", "\u202e", "../..", "a" * 5000, [], {}, [[]], {"a": {"b": 1}}]
@@ -50,10 +52,17 @@ def test_damaged_bytes_are_never_accepted(good: Path, tmp_path: Path, name: str)
 def test_damaged_submission_files_never_raise(good: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(good, tmp_path / "ada")
     data, chance = (good / "submission.yaml").read_bytes(), random.Random(1)
+    digests = yaml.safe_load(data)["digests"]
     for _ in range(700):
         (folder / "submission.yaml").write_bytes(damaged(data, chance))
         found = check(folder)
         assert found.accepted != bool(found.faults)
+        if found.accepted:
+            # Read by another parser: what still is accepted claims the same files, and only words for people differ.
+            told = yaml.safe_load((folder / "submission.yaml").read_bytes())
+            assert (told["submission"], told["digests"]) == (1, digests)
+            assert told.get("provenance", "self-attested") == "self-attested"
+            assert set(told) <= set(Submission.model_fields)
         assert all(len(fault) <= 400 and "\n" not in fault for fault in found.faults)
 
 

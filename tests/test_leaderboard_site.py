@@ -184,7 +184,9 @@ def test_pages_hold_no_handler_and_lead_nowhere_that_is_not_there(four: Board) -
             target = (here / link).as_posix()
             while ".." in target:
                 target = re.sub(r"[^/]+/\.\./", "", target, count=1)
-            assert target.removeprefix("site/") in files, f"{name} leads to {link}"
+            target, _, place = target.removeprefix("site/").partition("#")
+            assert target in files, f"{name} leads to {link}"
+            assert not place or f'id="{place}"'.encode() in files[target], f"{name} leads to {link}"
 
 
 def test_what_was_sent_is_shown_as_text(four: Board) -> None:
@@ -237,9 +239,12 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert len(files) > 10
 
 
-def test_500_rows_fit_in_a_megabyte(tmp_path: Path) -> None:
-    arms = [f"arm number {i}" for i in range(25)]
-    found = made(tmp_path, **{f"s{i}": Made(model=f"model {i}", arms=arms, seeds=(0,)) for i in range(4)})
+@pytest.mark.parametrize("versions", [1, 20], ids=["one group", "twenty groups"])
+def test_500_rows_fit_in_a_megabyte(tmp_path: Path, versions: int) -> None:
+    """Everything together: pages, style, script and the rows as data."""
+    arms = [f"arm number {i}" for i in range(100 // versions)]
+    sent = {f"s{i}": Made(model="a model", arms=arms, seeds=(0,), version=i) for i in range(versions)}
+    found = made(tmp_path, **sent)
     assert len(found.rows) == 500
     assert sum(map(len, site.contents(found).values())) < 1_000_000
 
@@ -266,6 +271,17 @@ def test_a_new_build_removes_old_pages_and_touches_nothing_else(tmp_path: Path, 
     (other / "thesis.tex").write_text("years of work")
     with pytest.raises(site.NotOurs, match="holds other files"):
         site.build(four, other)
+
+
+def test_a_link_in_the_site_is_replaced_and_not_followed(tmp_path: Path, four: Board) -> None:
+    out, outside = tmp_path / "site", tmp_path / "precious"
+    site.build(four, out)
+    outside.write_text("precious")
+    (out / "rows.csv").unlink()
+    (out / "rows.csv").symlink_to(outside)
+    site.build(four, out)
+    assert outside.read_text() == "precious"
+    assert not (out / "rows.csv").is_symlink()
 
 
 # The command

@@ -18,6 +18,7 @@ from qbench.stats.skewed import Skewed, Widest
 
 RANDOM = np.random.default_rng(3)
 LOGNORMAL = RANDOM.lognormal(size=200)
+SELDOM = (np.arange(128) % 11 == 0) * 1.0
 
 
 def autoregressive(n: int, memory: float, random: np.random.Generator) -> np.ndarray:
@@ -122,6 +123,20 @@ def test_bounds_and_p_values_are_inverse(values: np.ndarray) -> None:
         assert bounds.p_below(bounds.low(level)) == pytest.approx(level, rel=0.02)
 
 
+@pytest.mark.parametrize("alpha", [0.05, 1e-6])
+@pytest.mark.parametrize("values", [LOGNORMAL, -LOGNORMAL, SELDOM])
+def test_the_widest_of_three_bounds_decides(values: np.ndarray, alpha: float) -> None:
+    """At small levels the bootstrap has no more draws to go by, and the others take over."""
+    found = paired.noninferior(values, 0.0, alpha=alpha, block=1, seed=4)
+    grouped = units(values, 1)
+    z = stats.norm.ppf(alpha) * (1 + 1.75 / sqrt(values.size))
+    level, freedom = float(stats.norm.cdf(z)), values.size - 1
+    t = stats.t.ppf(level, freedom) * stats.sem(values)
+    others = (resampled(grouped, 4), Skewed.of(grouped))
+    assert found.low == pytest.approx(min(values.mean() + t, *(one.bound(level) for one in others)))
+    assert found.high == pytest.approx(max(values.mean() - t, *(one.bound(1 - level) for one in others)))
+
+
 def test_the_bootstrap_is_seeded() -> None:
     assert paired.bootstrap_interval(LOGNORMAL, seed=1) == paired.bootstrap_interval(LOGNORMAL, seed=1)
     assert paired.bootstrap_interval(LOGNORMAL, seed=1) != paired.bootstrap_interval(LOGNORMAL, seed=2)
@@ -147,6 +162,14 @@ def test_design_effect_of_an_autoregression(memory: float) -> None:
     assert paired.design_effect(values, 100) == pytest.approx((1 + memory) / (1 - memory), rel=0.15)
 
 
+def test_correlated_windows_count_less() -> None:
+    values = autoregressive(4000, 0.6, np.random.default_rng(1))
+    found = paired.noninferior(values, 1.0, block=50)
+    assert found.effective_n == pytest.approx(4000 / paired.design_effect(values, 50))
+    assert 700 < found.effective_n < 1400  # of 4000, a quarter
+    assert paired.noninferior(np.tile([1.0, -1.0], 32), 1.0).effective_n == 64  # and never more than there are
+
+
 def test_design_effect_needs_spread() -> None:
     assert paired.design_effect([0.1] * 50, 5) == 1
     assert paired.design_effect([3.0], 1) == 1
@@ -158,8 +181,8 @@ def test_block_length_is_the_one_that_theory_gives(memory: float) -> None:
     slope, level = 2 * memory / (1 - memory) ** 2, (1 + memory) / (1 - memory)
     best = (1.5 * (slope / level) ** 2 * n) ** (1 / 3)
     random = np.random.default_rng(2)
-    found = [block_length(autoregressive(n, memory, random)) for _ in range(16)]
-    assert np.mean(found) == pytest.approx(best, rel=0.12)
+    found = [block_length(autoregressive(n, memory, random)) for _ in range(24)]
+    assert 0.93 < np.mean(found) / best < 1.03
 
 
 def test_independent_and_constant_values_need_no_blocks() -> None:
@@ -175,8 +198,10 @@ def test_one_number_a_seed_is_students_t() -> None:
     values = [0.3, 0.1, 0.7, 0.4]
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert paired.seeds_interval(values) == pytest.approx((0.375, low, high))
-    assert seeds_effect(values).below(0.6) == pytest.approx(stats.t.cdf((0.6 - 0.375) / stats.sem(values), 3))
-    assert seeds_effect(values).below(0.1) == pytest.approx(stats.t.cdf((0.1 - 0.375) / stats.sem(values), 3))
+    for value in (0.1, 0.6):
+        below = stats.t.cdf((value - 0.375) / stats.sem(values), 3)
+        assert seeds_effect(values).bounds.p_below(value) == pytest.approx(below)
+        assert seeds_effect(values).bounds.p_above(value) == pytest.approx(1 - below)
     assert seeds_effect(values).seed_sd == pytest.approx(np.std(values, ddof=1))
 
 
@@ -191,6 +216,52 @@ def test_seeds_and_windows_are_crossed() -> None:
         spread.append(effect.seed_sd**2)
     assert np.mean(square) == pytest.approx(4 / seeds + 9 / windows + 1 / seeds / windows, rel=0.08)
     assert np.mean(spread) == pytest.approx(4, rel=0.1)
+
+
+def test_where_windows_agree_only_seeds_count_and_the_other_way_round() -> None:
+    seeds = np.array([0.3, 0.1, 0.7, 0.4])
+    assert paired.seeds_interval(np.repeat(seeds[:, None], 64, axis=1)) == pytest.approx(paired.seeds_interval(seeds))
+    effect = seeds_effect([LOGNORMAL] * 4, block=1)
+    alone = Widest((Skewed(LOGNORMAL.mean(), float(stats.sem(LOGNORMAL)), 199), Skewed.of(units(LOGNORMAL, 1))), 200)
+    assert effect.share == pytest.approx(1)
+    for level in (0.05, 0.3):
+        assert effect.bounds.high(level) == pytest.approx(alone.high(level))
+        assert effect.bounds.low(level) == pytest.approx(alone.low(level))
+
+
+def test_skewness_counts_as_far_as_windows_make_the_spread() -> None:
+    table = np.array([[0.0], [0.2], [-0.3]]) + LOGNORMAL
+    effect = seeds_effect(table, block=1)
+    total = sqrt(np.var([0.0, 0.2, -0.3], ddof=1) / 3 + stats.sem(LOGNORMAL) ** 2)
+    assert effect.standard_error == pytest.approx(total)
+    share = stats.sem(LOGNORMAL) / total
+    assert effect.bounds.stretch == pytest.approx(1 + 1.75 * share / sqrt(200))
+    k = [one.k for one in effect.bounds.of if isinstance(one, Skewed)]
+    assert k == pytest.approx([0, share**3 * stats.skew(LOGNORMAL) / sqrt(200)])
+
+
+def test_seeds_that_share_correlated_windows_vary_by_blocks() -> None:
+    windows = autoregressive(4000, 0.6, np.random.default_rng(1))
+    alone = units(windows, 50).standard_error
+    assert seeds_effect([windows] * 3, block=50).standard_error == pytest.approx(alone)
+    assert alone > 1.7 * stats.sem(windows)
+
+
+@pytest.mark.parametrize(("windows", "block"), [(2, None), (31, None), (150, 10)])
+def test_too_few_windows_are_not_mended_by_seeds(windows: int, block: int | None) -> None:
+    table = np.random.default_rng(windows).standard_normal((5, windows))
+    found = paired.seeds_noninferior(table, 100.0, block=block)
+    assert (found.status, found.n) == ("inconclusive", windows)
+    assert f"{windows} windows of each seed are too few" in found.note
+    enough = np.tile(table, 1 + 32 // windows)
+    assert paired.seeds_noninferior(enough, 100.0, block=2).status == "pass"
+
+
+def test_the_spread_of_seeds_leaves_out_the_noise_of_their_windows() -> None:
+    random = np.random.default_rng(9)
+    tables = random.standard_normal((400, 8, 1)) + 4 * random.standard_normal((400, 8, 32))
+    found = [seeds_effect(table, block=1).seed_sd ** 2 for table in tables]
+    assert np.mean(found) == pytest.approx(1, rel=0.1)  # their means have a variance of 1.5
 
 
 def test_windows_alone_would_hide_what_seeds_differ_by() -> None:
@@ -262,13 +333,29 @@ def test_status_bounds_and_p_values_say_the_same(draw: int, alpha: float, margin
     assert found.low < found.estimate < found.high
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(1.01, 100), st.sampled_from([64, 200]))
+def test_a_candidate_that_varies_more_earns_no_tolerance(draw: int, factor: float, n: int) -> None:
+    """With the same mean, a larger spread of the differences only ever widens the bounds."""
+    values = np.random.default_rng(draw).lognormal(size=n)
+    wilder = values.mean() + factor * (values - values.mean())
+    calm, wild = (paired.noninferior(one, 2.0, block=2) for one in (values, wilder))
+    assert calm.margin == wild.margin == 2.0
+    assert wild.high > calm.high
+    assert wild.low < calm.low
+    assert wild.p_pass >= min(calm.p_pass, 0.5) - 1e-3
+    over = wilder - wilder.mean() + 2.0  # an effect of just the margin never passes, however noisy
+    assert paired.noninferior(over, 2.0, block=2).status == "inconclusive"
+
+
 @pytest.mark.parametrize("n", [1, 2, 31, 63])
 @pytest.mark.parametrize("value", [0.0, -100.0, 100.0])
 def test_too_few_windows_are_never_conclusive(n: int, value: float) -> None:
     found = paired.noninferior(np.full(n, value) + (value != 0) * np.arange(n) % 3, 1.0)
     assert (found.status, found.needed_n) == ("inconclusive", 64)
     assert f"{n} windows are too few" in found.note
-    assert paired.noninferior(np.full(min(n, 31), value), 1.0, minimum=1).status == "inconclusive"
+    least = paired.noninferior(np.full(min(n, 31), value), 1.0, minimum=1, block=1)
+    assert (least.status, least.minimum) == ("inconclusive", 32)
 
 
 def test_too_few_blocks_are_never_conclusive() -> None:
@@ -320,6 +407,26 @@ def test_seeds_are_decided_by_their_own_spread() -> None:
     assert paired.seeds_noninferior([0.1, 0.3, -0.1], 0.2).status == "inconclusive"
     assert paired.seeds_noninferior([0.1, 0.11], 10.0).status == "inconclusive"
     assert paired.seeds_noninferior([0.1, 0.11], 10.0, minimum=2).status == "pass"
+
+
+def test_more_seeds_do_not_lessen_what_windows_have_in_common() -> None:
+    random = np.random.default_rng(0)
+    windows = random.standard_normal(64)
+    windows -= windows.mean()
+    together = windows + random.standard_normal((3, 64)) / 100
+    found = paired.seeds_noninferior(together, 0.15, block=1)
+    assert (found.status, found.needed_n) == ("inconclusive", None)
+    assert "more windows for each may" in found.note
+    apart = np.array([[0.0], [0.3], [-0.3]]) + np.zeros(64)
+    found = paired.seeds_noninferior(apart, 0.3)
+    assert found.needed_n == paired.seeds_noninferior([0.0, 0.3, -0.3], 0.3).needed_n
+    half = paired.seeds_noninferior(apart + windows * 0.3 / sqrt(3) / stats.sem(windows), 0.7, block=1)
+    assert half.status == "pass"
+    assert half.needed_n is not None
+    part = (0.7 / half.minimum_detectable) ** 2
+    assert half.needed_n == np.ceil(3 * 0.5 / (part - 0.5)) > 3
+    noise = [seeds_effect(random.standard_normal((5, 64)), block=1).common for _ in range(50)]
+    assert np.mean(noise) < 0.3  # nothing in common
 
 
 # Looks.

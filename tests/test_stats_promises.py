@@ -73,7 +73,7 @@ def test_the_smallest_sample_that_a_policy_may_ask_for_keeps_the_promise() -> No
     assert shares(lognormal, paired.FLOOR, minimum=paired.FLOOR, block=1)[0] <= limit(ALPHA)
 
 
-@pytest.mark.parametrize(("memory", "n"), [(0.2, 64), (0.4, 512)])
+@pytest.mark.parametrize(("memory", "n"), [(0.2, 64), (0.4, 256)])
 def test_correlated_windows_keep_the_promise(memory: float, n: int) -> None:
     assert shares(remembering(memory), n)[0] <= limit(ALPHA)
 
@@ -134,6 +134,19 @@ def test_extending_would_help_if_every_look_had_the_whole_alpha() -> None:
     assert np.mean(passed) > limit(ALPHA)
 
 
+def test_adding_seeds_until_it_passes_does_not_help() -> None:
+    random = np.random.default_rng(5)
+
+    def ever(split: bool) -> bool:
+        values = random.standard_normal(8)
+        plans: list[paired.Options] = [{"look": k, "looks": 6} if split else {} for k in range(1, 7)]
+        tried = (paired.seeds_noninferior(values[: k + 2], 0.0, **how) for k, how in enumerate(plans, start=1))
+        return any(one.status == "pass" for one in tried)
+
+    assert np.mean([ever(split=True) for _ in range(EXPERIMENTS)]) <= limit(ALPHA)
+    assert np.mean([ever(split=False) for _ in range(500)]) > 1.5 * limit(ALPHA)
+
+
 def test_error_rates_keep_the_promise_for_every_share_of_changed_items() -> None:
     """Exactly, over all tables that can occur: only b wrong, only a wrong."""
     n = 100
@@ -159,6 +172,17 @@ def decided(worse: int, better: int, n: int, margin: float) -> str:
     b[:worse] = 1
     a[worse : worse + better] = 1
     return paired.proportion_noninferior(a, b, margin).status
+
+
+@pytest.mark.parametrize(("seeds", "seed_sd", "n"), [(3, 0.0, 32), (5, 0.1, 64), (3, 0.3, 64), (3, 0.0, 512)])
+def test_seeds_keep_the_promise_when_they_share_skewed_windows(seeds: int, seed_sd: float, n: int) -> None:
+    random = np.random.default_rng(n)
+    found = []
+    for _ in range(EXPERIMENTS):
+        table = seed_sd * random.standard_normal((seeds, 1)) + lognormal(random, n)
+        found.append(paired.seeds_noninferior(table + 0.05 * random.standard_normal((seeds, n)), 0.0).status)
+    assert found.count("pass") / EXPERIMENTS <= limit(ALPHA)
+    assert found.count("fail") / EXPERIMENTS <= limit(ALPHA)
 
 
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(3, 0.5), (5, 0.0), (5, 2.0)])

@@ -5,11 +5,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from qbench.cli.main import GOOD, UsageError
 from qbench.results.files import write_whole
 from qbench.results.lines import RECORDS
 
+MODEL = "config.json"  # what every model's folder has
 # Options that only one of the two understands, with what they are when nobody gave them.
 OF_RUNS: Mapping[str, Any] = {"metric": [], "arm": [], "format": None, "minimum": None}
 OF_MODELS: Mapping[str, Any] = {
@@ -28,18 +30,29 @@ SPELLED: Mapping[str, str] = {"overrides": "--set"}
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Run folders are compared as they are; models, and a saved reference, are measured first."""
-    runs = [(Path(folder) / RECORDS).exists() for folder in (options.base, options.candidate)]
+    """Runs are compared as they are; models, and a saved reference, are measured first."""
+    runs = [_is_run(Path(path)) for path in (options.base, options.candidate)]
     if runs[0] != runs[1]:
-        run, model = (options.base, options.candidate) if runs[0] else (options.candidate, options.base)
-        raise UsageError(f"{run} is a run folder and {model} is none; compare two runs or two models")
+        run, other = (options.base, options.candidate) if runs[0] else (options.candidate, options.base)
+        raise UsageError(f"{run} is a run and {other} is none; compare two runs or two models")
     if all(runs):
-        _refuse(options, OF_MODELS, "two run folders, which were measured already")
+        _refuse(options, OF_MODELS, "two runs, which were measured already")
         return _compare_runs(options)
     from qbench.cli.probe import compare as compare_models
 
     _refuse(options, OF_RUNS, "two models; compare their run folders to use it")
     return compare_models(options)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a path holds a run, as a folder or packed; UsageError where it holds no model either."""
+    if path.name == RECORDS:
+        raise UsageError(f"{path} is a file of a run; name the folder that it lies in")
+    if path.is_file():
+        return is_zipfile(path)
+    if path.is_dir() and not (path / RECORDS).exists() and not (path / MODEL).exists():
+        raise UsageError(f"{path} is neither a run folder (no {RECORDS}) nor a model (no {MODEL})")
+    return (path / RECORDS).exists()
 
 
 def _compare_runs(options: argparse.Namespace) -> int:

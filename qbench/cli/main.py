@@ -105,8 +105,10 @@ def _probe(command: Command) -> None:
 
 
 def _compare(command: Command) -> None:
-    command.add_argument("base", help="a run folder; or the model before it was quantized, or a saved reference of it")
-    command.add_argument("candidate", help="a run folder; or the model as somebody quantized it")
+    command.add_argument(
+        "base", help="a run folder or pack; or the model before it was quantized, or a saved reference"
+    )
+    command.add_argument("candidate", help="a run folder or pack; or the model as somebody quantized it")
     command.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="runs: what to compare (default: the main costs)"
     )

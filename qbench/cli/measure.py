@@ -3,6 +3,7 @@
 import argparse
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 
 from qbench.cli.main import UsageError
@@ -10,19 +11,21 @@ from qbench.gate.cells import needed
 from qbench.gate.policy import Policy
 from qbench.results.record import Closing
 from qbench.suite.cells import Cell
-from qbench.suite.device import find
+from qbench.suite.device import MissingExtra, find
 from qbench.suite.run import Cost, execute, plan
 from qbench.suite.schema import load
 
 
 def measure(policy: Policy, options: argparse.Namespace) -> Path:
-    """The run folder. The windows are those of the look: measured ones of the same look are not measured again.
+    """The run folder. A further look measures only the windows that it adds to what the folder already holds.
 
-    Raises MissingExtra, which names the extra, where there is no torch; UsageError where no cell is needed.
+    Raises MissingExtra, which names the extra, where a package is not there; UsageError where no cell is needed.
     """
+    _expect_packages()
     if not 1 <= options.look <= len(policy.windows):
         raise UsageError(f"--look {options.look}: the policy plans {len(policy.windows)} looks, at {policy.windows}")
-    overrides = [("model", _quoted(options.model)), ("windows", str(policy.windows[options.look - 1]))]
+    overrides = [("model", _quoted(options.model)), ("evaluate.windows", str(list(policy.windows)))]
+    overrides += [("evaluate.look", str(options.look))] if options.look > 1 else []
     overrides += [("data", _quoted(options.data))] if options.data else []
     suite = load(policy.suite, overrides=tuple(overrides))
     out = Path(options.run or Path("results") / f"gate-{PurePath(options.model).name}")
@@ -36,6 +39,14 @@ def measure(policy: Policy, options: argparse.Namespace) -> Path:
         if step.cell is not None:
             print(f"{step.cell.title}: {step.status} {step.error}".rstrip(), file=sys.stderr)
     return out
+
+
+def _expect_packages() -> None:
+    for name in ("torch", "transformers"):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            raise MissingExtra(f"gate --model needs {name}: pip install 'qbench-suite[run]'") from None
 
 
 def _closing(cell: Cell) -> Closing:

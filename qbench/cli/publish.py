@@ -12,8 +12,8 @@ from typing import TextIO
 from qbench.cli.main import GOOD, UsageError
 from qbench.metrics.catalog import METRICS
 from qbench.names import pick
+from qbench.results import digest, latex
 from qbench.results import export as table
-from qbench.results import latex
 from qbench.results.files import make_folder, write_whole
 from qbench.results.run import Run, read
 from qbench.stats.interval import mean_interval
@@ -24,6 +24,7 @@ STREAMS: Mapping[str, Callable[[Iterable[table.Line], TextIO], None]] = {
     "jsonl": table.write_jsonl,
 }
 
+ANSWERS = ("loss", "kernel", "task")  # what models are judged by: of most records, others read nothing
 # Options that one format understands.
 ONLY: Mapping[str, str] = {
     **dict.fromkeys(("rows", "cols", "metric", "where"), "latex"),
@@ -44,10 +45,10 @@ def report(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """The long table, one metric of it as LaTeX, or what others read, to a file or to standard output."""
-    run = read(options.folder).current
     _refuse(options)
     if options.format in INTERCHANGE:
-        return INTERCHANGE[options.format](run, options)
+        return INTERCHANGE[options.format](read(options.folder, ANSWERS).current, options)
+    run = read(options.folder).current
     if options.format == "latex":
         _write(_latex(run, options), options.out)
         return GOOD
@@ -83,10 +84,13 @@ def _every_eval_ever(run: Run, options: argparse.Namespace) -> int:
             raise UsageError(f"{options.folder} has {len(found)} models, a file each; say --out DIR")
         _write(next(iter(found.values())), None)
         return GOOD
+    written: set[str] = set()
     for name, text in found.items():
-        file = Path(options.out) / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name).strip('.-') or 'model'}.json"
-        make_folder(file.parent)
-        _write(text, str(file))
+        plain = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip(".-") or "model"
+        file = plain if plain.lower() not in written else f"{plain}-{digest.of(name)[:8]}"
+        written.add(file.lower())
+        make_folder(Path(options.out))
+        _write(text, str(Path(options.out) / f"{file}.json"))
     return GOOD
 
 

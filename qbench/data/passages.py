@@ -1,7 +1,7 @@
 """Windows of a model's own tokens over documents: what a pretrained model is scored on, and the bytes behind it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from heapq import heapify, heapreplace
 from itertools import islice, pairwise
@@ -81,6 +81,16 @@ class Windows:
     def counts(self) -> Ints:
         """Scored predictions of each window, [N]."""
         return (self.context - self.first).numpy()
+
+    def only(self, places: Ints) -> "Windows":
+        """Some of them, by number."""
+        return replace(
+            self,
+            tokens=self.tokens[places],
+            first=self.first[places],
+            bytes=self.bytes[places],
+            slices=tuple(self.slices[i] for i in places),
+        )
 
     @property
     def bytes_per_token(self) -> float:

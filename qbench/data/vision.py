@@ -52,6 +52,11 @@ class Images:
         parts = {"pixels": self.pixels[chosen], "labels": self.labels[chosen], "place": self.place[chosen]}
         return replace(self, **parts, digest=digest)
 
+    def only(self, places: NDArray[np.int64]) -> "Images":
+        """Some of them, by number."""
+        parts = {"pixels": self.pixels[places], "labels": self.labels[places], "place": self.place[places]}
+        return replace(self, **parts, digest=sha256(f"{self.digest} {places.tolist()}".encode()).hexdigest())
+
 
 def load(name: str) -> Images:
     """The images called `digits`, `idx:PATH` or `images:PATH`.

@@ -1,6 +1,6 @@
 """What the lm-evaluation-harness says of each document of a task, as costs; no torch and no harness needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf
 from typing import Any
@@ -21,6 +21,7 @@ WEIGHED: Mapping[str, tuple[str, bool]] = {  # whether the cost is the exponenti
     "word_perplexity": ("task_perplexity/word", True),
     "perplexity": ("task_perplexity/target", True),
 }
+RIGHT = tuple(name for name in SHARES.values() if name != "task_error/f1")  # of which a document has one or none
 MEANS = {"mean", "nanmean"}  # aggregations under which a share is the mean of its documents
 
 
@@ -35,6 +36,15 @@ class Costs:
     value: float
     interval: tuple[float, float]
     vectors: Mapping[str, Floats]
+
+
+def error_rate(metrics: Iterable[str]) -> str | None:
+    """Which of a task's costs is its error rate: the first that counts right and wrong documents; None without one.
+
+    >>> error_rate(["task_error/f1", "task_error/acc_norm", "task_error/acc"])
+    'task_error/acc_norm'
+    """
+    return next((name for name in metrics if name in RIGHT), None)
 
 
 def costs_of(metric: str, items: Sequence[Any], how: str, seed: int) -> Costs | None:

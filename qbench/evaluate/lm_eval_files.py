@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import isclose
 from pathlib import Path
 from typing import Any, cast
@@ -10,13 +11,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from qbench.evaluate.documents import Costs, costs_of
+from qbench.evaluate.documents import Costs, costs_of, error_rate
 from qbench.evaluate.imported import BadSamples, Imported, public
 from qbench.results.record import Record
 
 HASHES = ("doc_hash", "prompt_hash", "target_hash")
 LARGEST = 1 << 28  # bytes of a result file
 LONGEST = 1 << 24  # bytes of a sample, which holds its whole document
+LOADERS = ("json", "csv", "text", "parquet", "arrow", "pandas", "xml")  # of the datasets library: no data's names
 KEYS = ("results", "configs", "versions", "n-samples", "config")
 AGREE = 1e-6  # relative, between the results and the mean over samples
 _DATE = re.compile(r"results_(?P<date>.+)\.json")
@@ -65,10 +67,12 @@ def _task(name: str, results: Results, path: Path) -> Imported:
     if not costs:
         raise BadSamples(f"{path.name}: no metric of task {name} is one that qbench knows as a cost")
     _check(name, costs, _part(results["results"], name), path)
+    costs += _error_rate(costs)
     n = len(samples) or int(_part(results["n-samples"], name).get("effective") or 0)
     vectors: dict[str, NDArray[Any]] = {}
     if samples:
-        vectors = {key: each for one in costs for key, each in one.vectors.items()} | _hashes(samples, path)
+        each = {key: vector for one in costs for key, vector in one.vectors.items()} | _hashes(samples, path)
+        vectors = {f"{name}/{key}": vector for key, vector in each.items()}
     record = Record(
         cell="",
         site=name,
@@ -79,7 +83,7 @@ def _task(name: str, results: Results, path: Path) -> Imported:
     warnings = () if samples else (f"{name}: no samples beside {path.name}; run lm_eval with --log_samples to pair",)
     return Imported(
         model=_model(results),
-        data={"name": public(str(config.get("dataset_path") or name)), "digest": _digest(vectors, results, name)},
+        data={"name": _data(name, config), "digest": _digest(vectors, results, name)},
         measurement={"what": "task", "options": _options(name, config, results)},
         runtime=f"lm_eval {results.get('lm_eval_version', 'unknown')} ({results['config'].get('model', 'unknown')})",
         records=[record],
@@ -87,6 +91,16 @@ def _task(name: str, results: Results, path: Path) -> Imported:
         device=str(results["config"].get("device") or ""),
         warnings=warnings,
     )
+
+
+def _error_rate(costs: Sequence[Costs]) -> list[Costs]:
+    """The error rate under the name that is the same for every task, so that one rule can be about all of them."""
+    right = error_rate(one.name for one in costs)
+    return [
+        replace(one, name="error_rate", vectors={"error_rate": one.vectors[one.name]} if one.vectors else {})
+        for one in costs
+        if one.name == right
+    ]
 
 
 def _part(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -171,12 +185,18 @@ def _hashes(samples: Sequence[Mapping[str, Any]], path: Path) -> dict[str, NDArr
     return found
 
 
+def _data(name: str, config: Mapping[str, Any]) -> str:
+    """Where the documents come from; a task that reads files of its own stands for them."""
+    path = str(config.get("dataset_path") or "")
+    return public(name if path in ("", *LOADERS) else path)
+
+
 def _digest(vectors: Mapping[str, NDArray[Any]], results: Results, name: str) -> str:
     """Of the documents, whatever a model was asked about them."""
     from hashlib import sha256
 
-    if "doc_hash" in vectors:
-        return sha256(vectors["doc_hash"].tobytes()).hexdigest()
+    if f"{name}/doc_hash" in vectors:
+        return sha256(vectors[f"{name}/doc_hash"].tobytes()).hexdigest()
     return str(_part(results, "task_hashes").get(name, ""))
 
 

@@ -1,8 +1,9 @@
 """The open format for numbers from any runtime: a line about the run, then a line for each window or item."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from qbench.evaluate.documents import error_rate
 from qbench.evaluate.imported import PLAIN, BadSamples, Imported, hashed, public
 from qbench.metrics.catalog import METRICS
 from qbench.names import suggestion
@@ -167,24 +169,50 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def _cell(header: Mapping[str, Any], found: Items) -> Imported:
+def _cell(header: Mapping[str, Any], items: Items) -> Imported:
+    found, task = _ordered(items), header.get("task", "")
     weights = np.array(found.weights)
-    task = header.get("task", "")
     each = {name: np.array([float(one[name]) for one in found.values]) for name in found.values[0]}
+    if right := error_rate(each):
+        each["error_rate"] = each[right]
     vectors: dict[str, NDArray[Any]] = {**each, "doc_hash": hashed(list(found.ids))}
     if (weights != 1).any():
         vectors |= {f"{name}/weight": weights for name in each}
-    names = digest.of(sorted(found.ids))
+    if all(found.slices):
+        names = list(dict.fromkeys(found.slices))
+        vectors["slice"] = np.array([names.index(name) for name in found.slices])
+    digested = digest.of(sorted(found.ids))
     windows: dict[str, Any] = {"what": "loss", "windows": len(weights), "split": "all", "treatment": dict(PLAIN)}
     return Imported(
         model={name: public(value) for name, value in header["model"].items()},
-        data={"name": public(header["data"]["name"]), "digest": header["data"].get("digest") or names},
+        data={"name": public(header["data"]["name"]), "digest": header["data"].get("digest") or digested},
         measurement={"what": "task", "options": {"name": task}} if task else windows,
         runtime=header["runtime"],
-        records=_records(each, found, header.get("bits_per_value")),
-        vectors=vectors,
+        records=[replace(one, site=task) for one in _records(each, found, header.get("bits_per_value"))],
+        vectors={f"{task}/{name}": vector for name, vector in vectors.items()} if task else vectors,
         device=header.get("device", ""),
     )
+
+
+def _ordered(found: Items) -> Items:
+    """By id, numbers as numbers: every run has one order, in which neighbours are as good as always neighbours."""
+    names = list(found.ids)
+    order = sorted(range(len(names)), key=lambda i: _natural(names[i]))
+    return Items(
+        ids={names[i]: found.ids[names[i]] for i in order},
+        values=[found.values[i] for i in order],
+        weights=[found.weights[i] for i in order],
+        slices=[found.slices[i] for i in order],
+    )
+
+
+def _natural(name: str) -> tuple[tuple[int, str, str], ...]:
+    """
+    >>> sorted(["w10", "w9", "w07", "w9a"], key=_natural)
+    ['w07', 'w9', 'w9a', 'w10']
+    """
+    parts = [(part, part.lstrip("0") if i % 2 else part) for i, part in enumerate(re.split("([0-9]+)", name))]
+    return tuple((len(short) if i % 2 else 0, short, part) for i, (part, short) in enumerate(parts))
 
 
 def _records(each: Mapping[str, NDArray[np.float64]], found: Items, bits: float | None) -> list[Record]:

@@ -5,30 +5,23 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from qbench.gate.looks import Problem, in_order, question
 from qbench.gate.policy import Policy, Rule
 from qbench.gate.source import JUDGED, Source
 from qbench.results.record import Attempt, Closing
 from qbench.results.run import arm, part
 
 
-class Problem(Exception):
-    """Why there is no evidence to judge; `missing` where something is not there, and not merely wrong."""
-
-    def __init__(self, text: str, *, missing: bool = False) -> None:
-        super().__init__(text)
-        self.missing = missing
-
-
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One question about one model, answered with every seed that the model has."""
+    """One question about one model, answered with every seed that the model has, look by look."""
 
     label: str
-    by_seed: Mapping[Any, Attempt]
+    by_seed: Mapping[Any, tuple[Attempt, ...]]
 
     @property
-    def first(self) -> Closing:
-        return next(iter(self.by_seed.values())).closing
+    def cells(self) -> list[Attempt]:
+        return [cell for looks in self.by_seed.values() for cell in looks]
 
 
 def chosen(rule: Rule, policy: Policy, source: Source) -> list[Group]:
@@ -123,23 +116,21 @@ def _refuse(policy: Policy, closing: Closing) -> None:
 def _by_question(cells: Sequence[Attempt]) -> list[list[Attempt]]:
     found: dict[tuple[str, str], list[Attempt]] = {}
     for cell in cells:
-        found.setdefault((arm(cell.closing.spec), cell.closing.question), []).append(cell)
+        found.setdefault((arm(cell.closing.spec), question(cell.closing)), []).append(cell)
     return list(found.values())
 
 
 def _group(rule: Rule, cells: Sequence[Attempt], source: Source) -> Group:
     spec = cells[0].closing.spec
     name = title(spec)
-    by_seed: dict[Any, Attempt] = {}
+    by_seed: dict[Any, list[Attempt]] = {}
     for cell in cells:
         seed = cell.closing.spec.get("seed")
         if not isinstance(seed, int | None):
             raise Problem(f"{name}: the seed {str(seed)[:40]!r} is no number")
-        if seed in by_seed:
-            raise Problem(f"{name}: two cells answer it with seed {seed}; the folder holds two versions of the model")
         if part(cell.closing.spec, "model") != part(spec, "model"):
             raise Problem(f"{name}: its seeds are not of one model")
-        by_seed[seed] = cell
+        by_seed.setdefault(seed, []).append(cell)
     others = {
         cell.closing.spec.get("seed") for cell in source.run.cells.values() if arm(cell.closing.spec) == arm(spec)
     }
@@ -148,7 +139,7 @@ def _group(rule: Rule, cells: Sequence[Attempt], source: Source) -> Group:
         raise Problem(f"{name}: seed {', '.join(sorted(gone))[:80]} is missing", missing=True)
     if len(by_seed) < rule.seeds:
         raise Problem(f"{name}: {len(by_seed)} seeds, the rule asks for {rule.seeds}", missing=True)
-    return Group(name, by_seed)
+    return Group(name, {seed: in_order(several, name) for seed, several in by_seed.items()})
 
 
 def _sought(rule: Rule) -> str:

@@ -1,7 +1,8 @@
 """Two runs, question by question: regressed, improved or no evidence, beside the noise floor."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import numpy as np
 
 from qbench.gate.pairs import Evidence, Numbers, numbers
 from qbench.gate.rows import ALPHA, Row, adjusted, decided
+from qbench.gate.source import opened
 from qbench.metrics.catalog import METRICS
 from qbench.names import pick
 from qbench.results import digest, origin
@@ -82,32 +84,51 @@ class How:
 
 
 def compare(a: str | Path, b: str | Path, how: How | None = None) -> Comparison:
-    """The run in folder `b` against that in `a`, its baseline; only cells that this takes are read.
+    """The run in folder `b`, or packed in that file, against its baseline `a`; only cells that this takes are read.
 
-    Raises NoRun, BadRecords, BadEvidence and BadManifest for damaged runs, UnknownName for a metric or an arm that
-    there is none of, NoCost for a metric that is none, NothingToCompare where nothing may be compared.
+    Raises NoRun, BadPack, BadRecords, BadEvidence and BadManifest for damaged runs, UnknownName for a metric or an arm
+    that there is none of, NoCost for a metric that is none, NothingToCompare where nothing may be compared.
     """
     how = how or How()
     for metric in how.metrics:
         if pick(METRICS, metric, "metric").role != "cost":
             raise NoCost(f"{metric!r} is no cost: more of it is neither better nor worse; see qbench ls metrics")
-    first = _load(Path(a), how)
-    runs = first, first if Path(a) == Path(b) else _load(Path(b), how)
+    with _folder(Path(a)) as first, _folder(Path(b)) as second:
+        ours = _load(first, how)
+        runs = ours, ours if first == second else _load(second, how)
+        return _compared(runs, (_side(Path(a), first), _side(Path(b), second)), how)
+
+
+def _compared(runs: tuple[Run, Run], sides: tuple[Mapping[str, str], Mapping[str, str]], how: How) -> Comparison:
     matching = match(*runs, _arms(*runs, how.arms))
     pairs = [pair for pair in matching.pairs if pair.a.records]
     refused = _refused(matching, how)
     if not pairs:
         told = "; ".join(f"{one.cells} cells of {one.run}: {one.reason}" for one in refused[:4])
-        raise NothingToCompare(f"{a} and {b} have no cell that may be compared. {told or 'They ask different things'}")
-    rows = adjusted(list(_rows(pairs, (Evidence(runs[0]), Evidence(runs[1])), how)))
+        names = " and ".join(side["run"] for side in sides)
+        raise NothingToCompare(f"{names} have no cell that may be compared. {told or 'They ask different things'}")
+    rows = list(_rows(pairs, (Evidence(runs[0]), Evidence(runs[1])), how))
+    if not rows:
+        metrics = ", ".join(how.metrics or HEADLINES)
+        raise NothingToCompare(f"{len(pairs)} cells may be compared, but none has {metrics} in both runs")
     order = {"regressed": 0, "improved": 1, "no evidence": 2}
     return Comparison(
-        a=_side(runs[0]),
-        b=_side(runs[1]),
-        rows=tuple(sorted(rows, key=lambda row: order[row.verdict])),
+        a=sides[0],
+        b=sides[1],
+        rows=tuple(sorted(adjusted(rows), key=lambda row: order[row.verdict])),
         refused=refused,
         cautions=tuple(_cautions(pairs)),
     )
+
+
+@contextmanager
+def _folder(path: Path) -> Generator[Path, None, None]:
+    """Where the files of a run lie, unpacked for as long as they are needed."""
+    if not path.is_file():
+        yield path
+        return
+    with opened(path) as source:
+        yield source.run.folder
 
 
 def _load(folder: Path, how: How) -> Run:
@@ -184,12 +205,16 @@ def _headlines(pair: Pair) -> Sequence[str]:
     if what(pair.a.closing) != "task":
         return HEADLINES
     costs = [name for name, metric in METRICS.items() if metric.role == "cost"]
-    return [name for name in costs if any(name in one.values for one in pair.a.records)]
+    found = [name for name in costs if any(name in one.values for one in pair.a.records)]
+    named = any(name.startswith("task_error/") for name in found)  # of which the error rate is one
+    return [name for name in found if not (named and name == "error_rate")]
 
 
 def _title(closing: Closing) -> str:
-    """What a cell measures, in a few words."""
+    """What a cell measures, in a few words; of an imported one nothing says whether its model is quantized."""
     asked = part(closing.spec, "measurement")
+    if closing.spec.get("runtime") and what(closing) == "loss":
+        return "loss"
     told = [
         part(asked, "treatment").get("name", ""),
         asked.get("quantizer", ""),
@@ -199,8 +224,8 @@ def _title(closing: Closing) -> str:
     return f"{what(closing)}, {named}" if named else what(closing)
 
 
-def _side(run: Run) -> dict[str, str]:
-    return {"run": run.folder.resolve().name, "records": digest.of_bytes((run.folder / RECORDS).read_bytes())}
+def _side(path: Path, folder: Path) -> Mapping[str, str]:
+    return {"run": path.resolve().name, "records": digest.of_bytes((folder / RECORDS).read_bytes())}
 
 
 def _cautions(pairs: Sequence[Pair]) -> Iterator[str]:

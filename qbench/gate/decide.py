@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from qbench.gate.cells import Group, Problem, about, chosen, title, treatment
+from qbench.gate.cells import Group, about, chosen, title, treatment
 from qbench.gate.finding import Finding
+from qbench.gate.looks import Problem, order, question
 from qbench.gate.metrics import unit
 from qbench.gate.policy import Policy, Rule
 from qbench.gate.source import Source
@@ -40,9 +41,16 @@ def _cover(rule: Rule, evidence: Evidence) -> None:
     """A candidate answers everything that its baseline answers: what got worse cannot be left out."""
     if rule.against not in evidence.references or rule.at_most is not None:
         return
-    ours = {(cell.closing.question, cell.closing.spec.get("seed")) for cell in about(rule, evidence.candidate.source)}
-    for cell in about(rule, evidence.references[rule.against].source):
-        if cell.closing.status == "measured" and (cell.closing.question, cell.closing.spec.get("seed")) not in ours:
+    theirs = about(rule, evidence.references[rule.against].source)
+    alone = len({arm(cell.closing.spec) for cell in theirs}) == 1  # one model has the place of any other
+
+    def key(cell: Attempt) -> tuple[str, str, str]:
+        spec = cell.closing.spec
+        return "" if alone else arm(spec), question(cell.closing), str(spec.get("seed"))
+
+    ours = {key(cell) for cell in about(rule, evidence.candidate.source)}
+    for cell in theirs:
+        if cell.closing.status == "measured" and key(cell) not in ours:
             raise Problem(
                 f"{title(cell.closing.spec)}: the {rule.against} baseline has it, this run does not", missing=True
             )
@@ -52,7 +60,7 @@ def _of_group(rule: Rule, policy: Policy, evidence: Evidence, group: Group) -> l
     try:
         if rule.exact:
             return [_counted(rule, evidence, group)]
-        pairs = [_pairs(rule, evidence, cell) for cell in group.by_seed.values()]
+        pairs = [_joined(rule, evidence, looks, group.label) for looks in group.by_seed.values()]
         return [tested(rule, policy, case) for case in _cases(rule, policy, group, pairs)]
     except Problem as problem:
         return [_trouble(rule, group.label, problem)]
@@ -62,6 +70,19 @@ def _trouble(rule: Rule, label: str, problem: Problem) -> Finding:
     status = "FAIL" if rule.missing_fails and problem.missing else "ERROR"
     todo = "measure it: nothing passes without evidence" if problem.missing else "measure again, from one run"
     return Finding(label=label or rule.name, status=status, reason=scrub(str(problem)), margin=rule.margin, todo=todo)
+
+
+def _joined(rule: Rule, evidence: Evidence, looks: Sequence[Attempt], name: str) -> Pairs:
+    """The pairs of all looks, each proven on its own, in the order of the text."""
+    parts = [_pairs(rule, evidence, cell) for cell in looks]
+    if len(parts) == 1:
+        return parts[0]
+    places = order(looks, [len(one.candidate) for one in parts], name)
+    return Pairs(
+        candidate=np.concatenate([one.candidate for one in parts])[places],
+        reference=np.concatenate([one.reference for one in parts])[places],
+        slices=np.concatenate([one.slices for one in parts])[places],
+    )
 
 
 def _pairs(rule: Rule, evidence: Evidence, cell: Attempt) -> Pairs:
@@ -116,19 +137,10 @@ def _cases(rule: Rule, policy: Policy, group: Group, parts: Sequence[Pairs]) -> 
     labels = parts[0].slices
     if any(not np.array_equal(one.slices, labels) for one in parts):
         raise Problem(f"{group.label}: its seeds do not agree on which window is of which slice")
-    names = [one.slice for one in next(iter(group.by_seed.values())).records if one.slice]
     return [
-        Case(
-            f"{group.label}, slice {_named(names, int(label))}",
-            tuple(_only(one, labels == label) for one in parts),
-            look,
-        )
-        for label in np.unique(labels)
+        Case(f"{group.label}, slice {label}", tuple(_only(one, labels == label) for one in parts), look)
+        for label in np.unique(labels).tolist()
     ]
-
-
-def _named(names: Sequence[str], label: int) -> str:
-    return names[label] if 0 <= label < len(names) else str(label)
 
 
 def _only(pairs: Pairs, kept: NDArray[np.bool_]) -> Pairs:
@@ -137,7 +149,7 @@ def _only(pairs: Pairs, kept: NDArray[np.bool_]) -> Pairs:
 
 def _counted(rule: Rule, evidence: Evidence, group: Group) -> Finding:
     """What is counted and not sampled: compared as it is, the largest of the seeds."""
-    value = max(_count(rule, cell, group.label) for cell in group.by_seed.values())
+    value = max(_count(rule, cell, group.label) for cell in group.cells)
     reference = None
     if rule.at_most is not None:
         limit = rule.at_most
@@ -145,7 +157,7 @@ def _counted(rule: Rule, evidence: Evidence, group: Group) -> Finding:
     else:
         assert rule.margin is not None
         source = _reference(rule, evidence).source
-        others = [counterpart(cell, source) for cell in group.by_seed.values()]
+        others = [counterpart(cell, source) for cell in group.cells]
         reference = max(_count(rule, other, f"{group.label} in {source.name}") for other in others)
         effect, margin = value - reference, rule.margin * (reference if rule.relative else 1)
     passed = effect <= margin

@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from qbench.suite.form import Count, Form, Name, Text, Word, Words
+from qbench.suite.form import Count, Form, Looks, Name, Text, Word, Words
 
 MOST_RULES = 200
-MOST_LOOKS = 5
 REQUIRED = ("policy", "version", "suite", "windows", "rules")
 
 Against = Literal["unquantized", "previous", "anchor"]
@@ -37,18 +36,9 @@ def _digest(text: str) -> str:
     return text
 
 
-def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
-    if list(values) != sorted(set(values)):
-        raise ValueError("looks at growing data: each number of windows is larger than the one before")
-    return values
-
-
 Digest = Annotated[str, AfterValidator(_digest)]
 Day = Annotated[str, AfterValidator(_day)]
 Alpha = Annotated[float, Field(ge=1e-4, le=0.2)]
-Looks = Annotated[
-    tuple[Count, ...], Field(min_length=1, max_length=MOST_LOOKS), BeforeValidator(_as_many), AfterValidator(_ascending)
-]
 References = Annotated[tuple[Against, ...], Field(min_length=1, max_length=3), BeforeValidator(_as_many)]
 
 

@@ -108,7 +108,8 @@ def _paired(
         vectors = [side.increase(cell, one) for side, cell, one in zip(sides, cells, records, strict=True)]
     x, y = vectors
     if x is None or y is None:
-        return Numbers(place=place, metric=metric, a=a, b=b, missing="no number for each window is kept")
+        lone = "a perplexity is no mean over windows" if "perplexity" in metric else "no number for each window is kept"
+        return Numbers(place=place, metric=metric, a=a, b=b, missing=lone)
     order = _aligned(sides[0].items(records[0]), sides[1].items(records[1]))
     if isinstance(order, str) or x.shape != y.shape:
         reason = order if isinstance(order, str) else f"{len(x)} windows in one run and {len(y)} in the other"

@@ -9,11 +9,12 @@ from tempfile import TemporaryDirectory
 
 from qbench.gate.baseline import UNREADABLE
 from qbench.gate.baseline import against as baselines
-from qbench.gate.cells import Problem, chosen
+from qbench.gate.cells import chosen
 from qbench.gate.draft import Draft, draft
 from qbench.gate.finding import Verdict
 from qbench.gate.forgeries import Room, forgeries
 from qbench.gate.known_good import known_good
+from qbench.gate.looks import Problem
 from qbench.gate.policy import Lock, Policy
 from qbench.gate.source import Source, opened
 from qbench.gate.verdict import errored, judge
@@ -103,8 +104,7 @@ def _rooms(bench: Bench, control: Verdict, run: Path) -> list[Room]:
                 group = groups.get(finding.label.rpartition(", slice ")[0] or finding.label)
                 if group is not None and finding.margin is not None and finding.effect is not None:
                     rooms += [
-                        Room(cell.closing.cell, rule.metric, finding.margin, finding.effect)
-                        for cell in group.by_seed.values()
+                        Room(cell.closing.cell, rule.metric, finding.margin, finding.effect) for cell in group.cells
                     ]
     return rooms
 

@@ -97,6 +97,9 @@ def _filled(shape: Finding, found: paired.Decision, case: Case) -> Finding:
         needed_n=found.needed_n,
         level=found.level,
         method=found.method,
+        todo=f"needs at least {found.minimum}, {found.minimum / found.n:.1f}x as many"
+        if found.n < found.minimum
+        else "",
         p_pass=0.0 if identical and found.status == "pass" else found.p_pass,
         p_fail=1.0 if identical else found.p_fail,
     )
@@ -122,7 +125,7 @@ def _worded(rule: Rule, policy: Policy, case: Case, found: Finding) -> Finding:
     if found.status == "FAIL":
         text = "the cost is larger than the margin: another format, or a waiver with an owner"
         return replace(found, reason=_against(rule, found, "above"), todo=text)
-    return replace(found, todo=_more(policy, case, found))
+    return replace(found, todo=found.todo or _more(policy, case, found))
 
 
 def _against(rule: Rule, found: Finding, side: str) -> str:

@@ -1,13 +1,14 @@
 """Vectors behind the numbers, read and proven: they reproduce the record, and pairs are really pairs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qbench.gate.cells import Problem, assigned, changed, title
+from qbench.gate.cells import assigned, changed, title
+from qbench.gate.looks import Problem
 from qbench.gate.metrics import REFERENCES
 from qbench.gate.policy import Rule
 from qbench.gate.source import Source
@@ -26,7 +27,7 @@ class Pairs:
 
     candidate: Floats
     reference: Floats
-    slices: NDArray[np.int64]
+    slices: NDArray[np.str_]
     item: bool = False  # of a task, whose number of items nobody extends
 
 
@@ -40,6 +41,8 @@ class Reader:
     def vectors(self, cell: Attempt) -> tuple[Record, Mapping[str, Any]]:
         """The record of a whole cell with its vectors. Raises Problem."""
         name = title(cell.closing.spec)
+        if part(cell.closing.spec, "measurement", "passage").get("stride"):
+            raise Problem(f"{name}: its windows overlap and count unequally; measure it without evaluate.stride")
         whole = [record for record in cell.records if not record.slice and record.samples]
         if not whole:
             raise Problem(f"{name}: its record keeps no numbers by window, and so no evidence", missing=True)
@@ -54,13 +57,21 @@ class Reader:
         return record, self._kept[record.samples]
 
     def of(self, cell: Attempt, metric: str) -> Floats:
-        """One finite number for each window. Raises Problem where they do not reproduce the record."""
+        """One finite number for each window, scaled where they count unequally so that the plain mean is the record's.
+
+        Raises Problem where they do not reproduce it.
+        """
         record, vectors = self.vectors(cell)
         name = title(cell.closing.spec)
         key = f"{record.site}/{metric}" if record.site else metric
         if key not in vectors:
             raise Problem(f"{name}: its evidence has no {metric} by window", missing=True)
         found = floats(vectors[key], f"{name}: {metric}")
+        if f"{key}/weight" in vectors:
+            weights = floats(vectors[f"{key}/weight"], f"{name}: weights of {metric}")
+            if weights.shape != found.shape or weights.min() <= 0:
+                raise Problem(f"{name}: the weights of {metric} are not one number above 0 for each window")
+            found = found * weights / weights.mean()
         if len(found) != record.n:
             raise Problem(f"{name}: {len(found)} numbers of {metric} for {record.n} windows")
         said = [record.values[metric]] if metric in record.values else []
@@ -87,18 +98,18 @@ class Reader:
             raise Problem(f"{title(spec)}: {len(found)} cells claim to be its unquantized model; expected one")
         return found[0] if found else None
 
-    def slices(self, cell: Attempt) -> NDArray[np.int64]:
+    def slices(self, cell: Attempt) -> list[str]:
         """Which slice of the data each window is of. Raises Problem where there are several and nothing says so."""
         record, vectors = self.vectors(cell)
+        names = [one.slice for one in cell.records if one.slice and not one.slice.startswith("position:")]
         if "slice" in vectors:
-            return np.asarray(vectors["slice"], dtype=np.int64).reshape(-1)
-        names = {one.slice for one in cell.records if one.slice and not one.slice.startswith("position:")}
+            return [_named(names, label) for label in vectors["slice"].reshape(-1).tolist()]
         if len(names) > 1:
             text = (
                 f"{title(cell.closing.spec)}: its evidence does not say which window is of which slice; measure again"
             )
             raise Problem(text, missing=True)
-        return np.zeros(record.n, dtype=np.int64)
+        return [_named(names, 0)] * int(record.n or 0)
 
 
 def unquantized_pairs(rule: Rule, reader: Reader, cell: Attempt) -> Pairs:
@@ -202,13 +213,18 @@ def _beside(metric: str, reader: Reader, cell: Attempt, base: Attempt | None) ->
     return found, np.zeros_like(found)
 
 
-def _labels(rule: Rule, reader: Reader, cell: Attempt, n: int) -> NDArray[np.int64]:
+def _named(names: Sequence[str], label: Any) -> str:
+    whole = isinstance(label, int | float) and float(label).is_integer() and 0 <= label < len(names)
+    return names[int(label)] if whole else str(label)
+
+
+def _labels(rule: Rule, reader: Reader, cell: Attempt, n: int) -> NDArray[np.str_]:
     if not rule.worst_slice:
-        return np.zeros(0, dtype=np.int64)
+        return np.zeros(n, dtype=np.str_)
     labels = reader.slices(cell)
     if len(labels) != n:
         raise Problem(f"{title(cell.closing.spec)}: {len(labels)} labels of slices for {n} windows")
-    return labels
+    return np.array(labels, dtype=np.str_)
 
 
 def _same_items(a: tuple[Record, Mapping[str, Any]], b: tuple[Record, Mapping[str, Any]], name: str) -> None:

@@ -9,7 +9,8 @@ from qbench.report import assets
 from qbench.report.words import number, with_unit
 
 SHOWN = 40  # rows in a terminal
-HEAD = ("", "model", "question", "metric", "A", "B", "B − A", "95 % interval", "noise floor", "n", "note")
+HEAD = ("", "model", "question", "metric", "B − A", "95 % interval", "noise floor", "A", "B", "n", "note")
+WORDS = 4  # the first columns are words, and so is the last
 MARKS: Mapping[str, str] = {"regressed": "▲ regressed", "improved": "▼ improved", "no evidence": "· no evidence"}
 ABOUT = (
     "Lower is better; B − A above 0 is worse. Verdicts hold for all rows together (Holm, 5 %) and beyond the noise "
@@ -27,8 +28,8 @@ def json(document: Document) -> str:
 
 def text(document: Document) -> str:
     """Aligned columns, the decided rows first; the rest is counted."""
-    rows = [HEAD, *map(cells, document["rows"][:SHOWN])]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD) - 1)]
+    rows = table(document)[: SHOWN + 1]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]
     left = len(document["rows"]) - SHOWN
     more = [f"and {left} more rows; --format md, html or json has all"] if left > 0 else []
@@ -37,8 +38,9 @@ def text(document: Document) -> str:
 
 def markdown(document: Document) -> str:
     """All rows as a table, for a pull request; text from the runs is escaped."""
-    rows = ["| " + " | ".join(map(_inert, row)) + " |" for row in (HEAD, *map(cells, document["rows"]))]
-    rows.insert(1, "| " + " | ".join("-" * len(HEAD)) + " |")
+    found = table(document)
+    rows = ["| " + " | ".join(map(_inert, row)) + " |" for row in found]
+    rows.insert(1, "| " + " | ".join("-" * len(found[0])) + " |")
     asides = [f"- {_inert(line)}" for line in _asides(document)]
     return "\n".join([f"**{_inert(headline(document))}**", "", *rows, "", *asides, "", ABOUT]) + "\n"
 
@@ -48,10 +50,12 @@ def html(document: Document) -> str:
     from jinja2 import Environment
 
     page = Environment(autoescape=True, trim_blocks=True).from_string(assets.read("compared.html"))
-    style = assets.read("page.css")
-    rows = [(STYLES[row["verdict"]], cells(row)) for row in document["rows"]]
+    style = f"{assets.read('page.css')}\n.w {{ text-align: left; }}\n"
+    head, *found = table(document)
+    rows = [(STYLES[row["verdict"]], one) for row, one in zip(document["rows"], found, strict=True)]
     return page.render(
-        head=HEAD,
+        head=head,
+        words=[*(head.index(name) for name in HEAD[:WORDS] if name in head), len(head) - 1],
         rows=rows,
         headline=headline(document),
         asides=_asides(document),
@@ -66,7 +70,24 @@ def html(document: Document) -> str:
 def headline(document: Document) -> str:
     counts = document["verdicts"]
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"A {document['a']['run']}, B {document['b']['run']}: {told}"
+    models = next(iter(_models(document))) if len(_models(document)) == 1 else ("", "")
+    names = [
+        f"{side.upper()} {document[side]['run']}{f' ({model})' if model else ''}"
+        for side, model in zip("ab", models, strict=True)
+    ]
+    return f"{', '.join(names)}: {told}"
+
+
+def table(document: Document) -> Sequence[Sequence[str]]:
+    """The head and all rows; a model that all rows are of stands in the headline."""
+    rows = [HEAD, *map(cells, document["rows"])]
+    if len(_models(document)) > 1:
+        return rows
+    return [[*row[:1], *row[2:]] for row in rows]
+
+
+def _models(document: Document) -> set[tuple[str, str]]:
+    return {(row["arms"][0], row["arms"][1]) for row in document["rows"]}
 
 
 def cells(row: Mapping[str, Any]) -> Sequence[str]:
@@ -75,13 +96,13 @@ def cells(row: Mapping[str, Any]) -> Sequence[str]:
     return (
         MARKS[row["verdict"]],
         of[0] if of[0] == of[1] else f"{of[0]} → {of[1]}",
-        " ".join(filter(None, (row["question"], row["site"]))),
+        " ".join([row["question"], *([row["site"]] if row["site"] not in row["question"] else [])]),
         row["metric"],
-        number(row["a"], 4),
-        with_unit(number(row["b"], 4), row["unit"]),
-        number(row["difference"]),
+        with_unit(number(row["difference"]), row["unit"]),
         _interval(row["low"], row["high"]),
         number(row["floor"], 2) if row["floor"] else "",
+        number(row["a"], 4),
+        number(row["b"], 4),
         _counts(row),
         row["note"],
     )

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from qbench.metrics.catalog import METRICS
+from qbench.report.words import HUB, treatment
 from qbench.results import digest
 from qbench.results.record import Attempt, Record
 from qbench.results.run import Run, arm, part
@@ -56,7 +57,10 @@ def _results(cell: Attempt) -> Iterator[dict[str, Any]]:
     for record in cell.records:
         if record.slice or record.step is not None:
             continue
+        named = any(metric.startswith("task_error/") for metric in record.values)  # of which the error rate is one
         for metric, value in record.values.items():
+            if named and metric == "error_rate":
+                continue
             known = METRICS.get(metric)
             if known is not None and known.role == "cost":
                 yield _result(cell, record, metric, value)
@@ -66,18 +70,14 @@ def _result(cell: Attempt, record: Record, metric: str, value: float) -> dict[st
     spec = cell.closing.spec
     measurement = part(spec, "measurement")
     data = part(spec, "data")
-    treatment = part(measurement, "treatment").get("name") or part(measurement, "options").get("name") or "unquantized"
+    treated = treatment(spec)
     bounds = {"score_type": "continuous", "min_score": 0.0, "max_score": 1.0}
     share = metric in SHARES or metric.startswith("task_error/")
     place = [cell.closing.cell, record.site, record.quantizer, metric]
     return {
         "evaluation_result_id": digest.of(place)[:16],
-        "evaluation_name": f"{measurement.get('what')}: {treatment}",
-        "source_data": {
-            "dataset_name": str(data.get("name", "unknown")),
-            "source_type": "other",
-            "source_id": str(data.get("digest", "")),
-        },
+        "evaluation_name": f"{measurement.get('what')}: {treated}",
+        "source_data": _source(data, str(measurement.get("what"))),
         "metric_config": {
             "evaluation_description": METRICS[metric].meaning,
             "metric_id": f"qbench.{metric}",
@@ -92,7 +92,7 @@ def _result(cell: Attempt, record: Record, metric: str, value: float) -> dict[st
                 {
                     "cell": cell.closing.cell,
                     "seed": spec.get("seed"),
-                    "treatment": treatment,
+                    "treatment": treated,
                     "quantizer": record.quantizer or None,
                     "scope": record.scope or None,
                     "bits_per_value": record.bits_per_value,
@@ -102,6 +102,17 @@ def _result(cell: Attempt, record: Record, metric: str, value: float) -> dict[st
             ),
             **_uncertainty(record, metric),
         },
+    }
+
+
+def _source(data: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Where the data come from: a task's may be a dataset of the Hugging Face hub."""
+    name = str(data.get("name", "unknown"))
+    on_hub = what == "task" and HUB.fullmatch(name)
+    return {
+        "dataset_name": name,
+        **({"source_type": "hf_dataset", "hf_repo": name} if on_hub else {"source_type": "other"}),
+        "additional_details": _texts({"digest": data.get("digest")}),
     }
 
 
@@ -115,7 +126,7 @@ def _uncertainty(record: Record, metric: str) -> dict[str, Any]:
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     """The format allows text only among details; what is unknown is left out."""
-    return {name: str(value) for name, value in values.items() if value is not None}
+    return {name: str(value) for name, value in values.items() if value not in (None, "")}
 
 
 def _model_name(cell: Attempt) -> str:

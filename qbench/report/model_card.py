@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from qbench.metrics.catalog import METRICS
-from qbench.report.words import number
-from qbench.results.record import Attempt, Record
+from qbench.report.words import HUB, UNQUANTIZED, number, treatment
+from qbench.results.record import DIGITS, Attempt, Record
 from qbench.results.run import Run, arm, part
 
 PIPELINES: Mapping[str, str] = {
@@ -21,8 +21,6 @@ PIPELINES: Mapping[str, str] = {
 SHOWN = ("loss", "loss_increase", "kld", "perplexity", "error_rate")  # of a treatment, in the model index
 ACCURACY = ("task_error/acc", "task_error/acc_norm", "task_error/exact_match", "error_rate")
 HEAD = ("measured", "bits per value", "loss", "loss increase, 95 %", "KL divergence", "accuracy", "recovery")
-UNQUANTIZED = "unquantized"
-_HUB = re.compile(r"[\w.-]+/[\w.-]+")  # the id of a dataset
 
 Found = tuple[Mapping[str, Any], list[Record]]  # the spec of one question to a model, and its answer for each seed
 
@@ -48,11 +46,13 @@ def eval_results(run: Run) -> str:
             dataset = str(part(spec, "data").get("name", ""))
             metric = next((name for name in ACCURACY if name in records[0].values), None)
             task = part(spec, "measurement", "options").get("name")
-            if task and metric and _HUB.fullmatch(dataset):
+            if task and metric and HUB.fullmatch(dataset):
                 value = 1 - fmean(record.values[metric] for record in records)
                 told = (arm(spec), metric.removeprefix("task_error/"), f"{records[0].n} documents")
                 about = f"{', '.join(told)}; {spec.get('runtime', 'qbench')}"
-                entries.append({"dataset": {"id": dataset, "task_id": str(task)}, "value": value, "notes": about})
+                entries.append(
+                    {"dataset": {"id": dataset, "task_id": str(task)}, "value": round(value, DIGITS), "notes": about}
+                )
     return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True) if entries else ""
 
 
@@ -76,22 +76,23 @@ def _whole(cell: Attempt) -> Iterator[Record]:
 def _results(found: Mapping[Any, Found]) -> Iterator[dict[str, Any]]:
     for spec, records in found.values():
         name = str(part(spec, "data").get("name", "unknown"))
-        treatment = _treatment(spec)
-        shown = [metric for metric in (*SHOWN, *_of_tasks(records)) if all(metric in one.values for one in records)]
+        treated = treatment(spec)
+        named = _of_tasks(records)  # of which the error rate is one
+        shown = [metric for metric in (named or SHOWN) if all(metric in one.values for one in records)]
         if shown:
             yield {
                 "task": {"type": PIPELINES.get(str(part(spec, "model").get("task", "")), "text-generation")},
                 "dataset": {"type": name, "name": name},
-                "metrics": [_metric(metric, _mean(records, metric), treatment) for metric in shown],
+                "metrics": [_metric(metric, _mean(records, metric), treated) for metric in shown],
             }
 
 
-def _metric(name: str, value: float, treatment: str) -> dict[str, Any]:
+def _metric(name: str, value: float, treated: str) -> dict[str, Any]:
     """As the hub's readers know it: a share of errors is shown as accuracy."""
     if name == "error_rate" or name.startswith("task_error/"):
         label = name.removeprefix("task_error/").replace("error_rate", "accuracy")
-        return {"type": "accuracy", "value": 1 - value, "name": f"{label} ({treatment})"}
-    return {"type": name, "value": value, "name": f"{name} ({treatment})"}
+        return {"type": "accuracy", "value": round(1 - value, DIGITS), "name": f"{label} ({treated})"}
+    return {"type": name, "value": value, "name": f"{name} ({treated})"}
 
 
 def _of_tasks(records: Sequence[Record]) -> list[str]:
@@ -99,10 +100,12 @@ def _of_tasks(records: Sequence[Record]) -> list[str]:
 
 
 def _table(found: Mapping[Any, Found]) -> str:
-    plain = {_asked(spec): records for spec, records in found.values() if _treatment(spec) == UNQUANTIZED}
+    plain = {_asked(spec): records for spec, records in found.values() if treatment(spec) == UNQUANTIZED}
     lines = ["| " + " | ".join(HEAD) + " |", "|" + " - |" * len(HEAD)]
     for spec, records in found.values():
-        lines.append("| " + " | ".join(map(_inert, _row(spec, records, plain.get(_asked(spec))))) + " |")
+        row = _row(spec, records, plain.get(_asked(spec)))
+        if any(row[1:]):  # what has none of these numbers stands in the index only
+            lines.append("| " + " | ".join(map(_inert, row)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -112,7 +115,7 @@ def _row(spec: Mapping[str, Any], records: Sequence[Record], plain: Sequence[Rec
     before = None if metric is None or not plain or metric not in plain[0].values else 1 - _mean(plain, metric)
     bits = [record.bits_per_value for record in records if record.bits_per_value is not None]
     return (
-        _treatment(spec),
+        treatment(spec),
         number(fmean(bits)) if bits else "",
         _shown(records, "loss"),
         " ".join(filter(None, (_shown(records, "loss_increase"), _ends(records)))),
@@ -120,11 +123,6 @@ def _row(spec: Mapping[str, Any], records: Sequence[Record], plain: Sequence[Rec
         "" if accuracy is None else f"{100 * accuracy:.1f} %",
         f"{100 * accuracy / before:.1f} %" if accuracy is not None and before else "",
     )
-
-
-def _treatment(spec: Mapping[str, Any]) -> str:
-    measurement = part(spec, "measurement")
-    return str(part(measurement, "treatment").get("name") or part(measurement, "options").get("name") or UNQUANTIZED)
 
 
 def _asked(spec: Mapping[str, Any]) -> tuple[object, ...]:

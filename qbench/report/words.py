@@ -1,8 +1,14 @@
 """Numbers as a reader wants them: sensible digits, real minus signs, units."""
 
+import re
 from collections.abc import Mapping, Sequence
 from math import floor, isfinite, log10
+from typing import Any
 
+from qbench.results.run import part
+
+UNQUANTIZED = "unquantized"
+HUB = re.compile(r"[\w.-]+/[\w.-]+")  # the id of a dataset on the Hugging Face hub
 THIN = "\u202f"  # narrow no-break space
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNITS: Mapping[str, str] = {"1": "", "count": ""}
@@ -98,3 +104,16 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def treatment(spec: Mapping[str, Any]) -> str:
+    """What was done to a model in a cell, or what it was asked; an imported cell's model is as its file says.
+
+    >>> treatment({"measurement": {"treatment": {"name": "W4"}}}), treatment({})
+    ('W4', 'unquantized')
+    """
+    measurement = part(spec, "measurement")
+    asked = part(measurement, "options").get("name")
+    if spec.get("runtime"):
+        return str(asked or part(spec, "model").get("quantization") or "as it is")
+    return str(part(measurement, "treatment").get("name") or asked or UNQUANTIZED)

@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from qbench.results.record import SCHEMA, STATUSES, Attempt, Closing, Record, stored
+from qbench.results.record import SCHEMA, STATUSES, Attempt, Closing, Record, stored, unread
 
 RECORDS = "records.jsonl"
 T = TypeVar("T")
@@ -165,9 +165,7 @@ def _record(raw: dict[str, Any]) -> Record:
 def _closing(raw: dict[str, Any]) -> Closing:
     schema = raw.pop("schema", None)
     if schema != SCHEMA:
-        newer = isinstance(schema, int) and schema > SCHEMA
-        remedy = "upgrade qbench-suite to read it" if newer else "is this a qbench records file?"
-        raise ValueError(f"written with schema {schema}, this qbench reads schema {SCHEMA}; {remedy}")
+        raise ValueError(unread(schema))
     _typed(raw, _CLOSING_TYPES)
     if raw["status"] not in STATUSES:
         raise ValueError(f"status {raw['status']!r} is none of {', '.join(STATUSES)}")

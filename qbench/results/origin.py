@@ -18,6 +18,7 @@ from typing import Any, TypedDict, Unpack
 
 from qbench.results.files import make_folder, write_whole
 from qbench.results.private import scrub, scrub_paths
+from qbench.results.record import unread
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -111,7 +112,7 @@ def read(folder: str | Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("sessions"), list):
         raise BadManifest(f'{path}: "sessions" must be a list')
     if manifest.get("schema") != SCHEMA:
-        raise BadManifest(f"{path}: written with schema {manifest.get('schema')}, this qbench reads schema {SCHEMA}")
+        raise BadManifest(f"{path}: {unread(manifest.get('schema'), SCHEMA)}")
     return manifest
 
 

@@ -14,6 +14,22 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 DIGITS = 9  # significant digits kept: more than float32 carries
 
 
+def unread(schema: object, ours: int = SCHEMA) -> str:
+    """What to do about a file of another schema version than ours.
+
+    >>> unread(2)
+    'written with schema 2, this qbench reads schema 1; upgrade qbench-suite to read it'
+    """
+    told = f"written with schema {str(schema)[:20]}, this qbench reads schema {ours}; "
+    if type(schema) is not int:
+        return f"{told}is this a file of qbench?"
+    if schema > ours:
+        return f"{told}upgrade qbench-suite to read it"
+    return (
+        f"{told}measure again: the text of its suite stands in manifest.json; or read it with the qbench that wrote it"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One set of numbers: what was measured at one place of one cell.

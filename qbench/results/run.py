@@ -11,7 +11,7 @@ from typing import Any, TypedDict, Unpack
 
 from qbench.names import matches
 from qbench.results import origin
-from qbench.results.lines import RECORDS, scan
+from qbench.results.lines import RECORDS, scan, selected
 from qbench.results.record import STATUSES, Attempt, Closing
 
 
@@ -152,15 +152,19 @@ class Run:
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def read(folder: str | Path) -> Run:
-    """The run stored in `folder`, also while it is being written.
+def read(folder: str | Path, only: Container[Any] | None = None) -> Run:
+    """The run stored in `folder`, also while it is being written; of cells that measure nothing of `only`, the ends.
 
     Raises NoRun where there are no records, BadRecords and BadManifest, with the place, where a file is damaged.
     """
     folder = Path(folder)
     if not (folder / RECORDS).exists():
         raise NoRun(f"{folder} holds no {RECORDS}; name the folder that `qbench run` wrote")
-    log, manifest = scan(folder / RECORDS), origin.read(folder)
+    manifest = origin.read(folder)
+    if only is not None:
+        wanted = selected(folder / RECORDS, lambda closing: part(closing.spec, "measurement").get("what") in only)
+        return Run(folder=folder, cells=wanted, manifest=manifest)
+    log = scan(folder / RECORDS)
     return Run(
         folder=folder, cells=log.attempts, manifest=manifest, superseded=log.superseded, unfinished=log.unfinished
     )

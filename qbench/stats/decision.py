@@ -14,7 +14,8 @@ LEAST = 1e-7  # no bound can be trusted at a smaller level
 class Evidence:
     """What data say before they are held against a margin: bounds at one level, p-values of both sides of the margin.
 
-    `identical` says that candidate and baseline do not differ anywhere.
+    `identical` says that candidate and baseline do not differ anywhere, `stays` which share of the variance would be
+    the same for any n: windows that all seeds have in common.
     """
 
     estimate: float
@@ -26,6 +27,7 @@ class Evidence:
     p_pass: float
     p_fail: float
     identical: bool = False
+    stays: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,21 +120,28 @@ def _status(found: Evidence, rule: Rule, needed: int | None) -> tuple[Status, st
         return "pass", ""
     if found.low > rule.margin:
         return "fail", ""
-    if needed is None:
-        return "inconclusive", "the estimate lies on the margin; more data may not settle it"
-    return "inconclusive", f"needs about {needed / found.n:.1f}x the {rule.things} ({needed}) to settle this estimate"
+    return "inconclusive", _open(found, rule, needed)
+
+
+def _open(found: Evidence, rule: Rule, needed: int | None) -> str:
+    if needed is not None:
+        return f"needs about {needed / found.n:.1f}x the {rule.things} ({needed}) to settle this estimate"
+    if found.stays:
+        return f"more {rule.things} alone may not settle this estimate; more windows for each may"
+    return "the estimate lies on the margin; more data may not settle it"
 
 
 def _needed(found: Evidence, rule: Rule) -> int | None:
-    """How many values see this distance from the margin with 80 % power: bounds shrink as 1 / sqrt(n)."""
+    """How many values see this distance from the margin with 80 % power: bounds shrink as 1 / sqrt(n), or what can."""
     distance = rule.margin - found.estimate
     reach = (found.high - found.estimate if distance > 0 else found.estimate - found.low) + _spare(found)
-    open_ = found.low <= rule.margin <= found.high
-    least = max(rule.minimum, found.n + 1 if open_ else 0)
     if not isfinite(reach):
-        return least
-    ratio = (reach / distance) ** 2 if abs(distance) > 1e-9 * reach else None
-    return None if ratio is None else max(least, ceil(found.n * ratio))
+        return rule.minimum
+    if abs(distance) <= 1e-9 * reach:
+        return None
+    ratio = (reach / distance) ** 2
+    left = 1 - found.stays * ratio
+    return max(rule.minimum, ceil(found.n * (1 - found.stays) * ratio / left)) if left > 0 else None
 
 
 def _spare(found: Evidence) -> float:

@@ -61,15 +61,16 @@ class Widest:
     """The most cautious of several bounds, each with its normal quantile stretched by 1 + 1.75 / sqrt(values).
 
     A small sample of skewed values seldom holds their tail, so its own skewness is too small to correct for it.
-    `independent` is how many blocks of neighbours there are.
+    `independent` is how many blocks of neighbours there are, `share` how much of the standard error is theirs.
     """
 
     of: tuple[Bounds, ...]
     independent: float
+    share: float = 1.0
 
     @property
     def stretch(self) -> float:
-        return 1 + HIDDEN / sqrt(self.independent)
+        return 1 + HIDDEN * self.share / sqrt(self.independent)
 
     def low(self, level: float) -> float:
         """Below the true mean in all but `level` of all samples."""

@@ -15,7 +15,7 @@ from qbench.suite.value import CalibrationData, Evaluate, Sensitivity, Tasks
 from qbench.train.catalog import OPTIMIZERS
 
 ONLY_LOADED = ("calibration", "kernels", "sensitivity", "eval", "optimizers")
-ONLY_PASSAGES = ("context", "stride", "bos")
+ONLY_PASSAGES = ("context", "stride", "bos", "look")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +39,13 @@ def asked(form: SuiteForm, findings: Findings, absolute: FromSuite, loading: boo
     asks = form.evaluate
     if asks.context and asks.stride and asks.stride > asks.context:
         findings.add(("evaluate", "stride"), f"found {asks.stride}; at most the context of {asks.context}")
+    if asks.look > len(asks.windows):
+        findings.add(("evaluate", "look"), f"found {asks.look}; {len(asks.windows)} numbers of windows are planned")
     return Asked(
         evaluate=Evaluate(
-            windows=asks.windows if not loading or _judged(form) else 0,
+            windows=asks.windows[0] if not loading or _judged(form) else 0,
+            looks=asks.windows if len(asks.windows) > 1 else (),
+            look=asks.look,
             split="all" if loading else asks.split,
             context=asks.context or 0,
             stride=asks.stride or 0,
@@ -81,6 +85,8 @@ def _refuse(form: SuiteForm, findings: Findings) -> None:
     for key in ONLY_LOADED:
         if getattr(form, key):
             findings.add((key,), "is measured of models that are loaded (load: FOLDER), not of trained ones", key=True)
+    if len(form.evaluate.windows) > 1:
+        findings.add(("evaluate", "windows"), "several looks are for models that are loaded; seeds are the sample here")
     for key in settings(form.evaluate):
         if key in ONLY_PASSAGES:
             findings.add(("evaluate", key), "is for models that are loaded; trained ones have spec.context", key=True)

@@ -8,6 +8,7 @@ from typing import Any
 from qbench.capture.sites import CALIBRATION_SITES, SiteNames, resolve
 from qbench.data.catalog import stored_name
 from qbench.quant.catalog import quantizer_spec
+from qbench.stats.looks import added
 from qbench.suite.cells import (
     MEASURE_REVISION,
     TRAIN_REVISION,
@@ -39,8 +40,12 @@ def expand(suite: Suite, environment: Environment) -> list[Cell]:
 
 
 def groups(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
-    """Cells of one arm and seed together, in order: they share one trained model."""
-    return [tuple(group) for _, group in groupby(cells, key=lambda cell: (cell.arm, cell.seed))]
+    """Cells of one arm and seed together, in order: they share one model. A further look at it has other windows."""
+
+    def key(cell: Cell) -> tuple[str, int, int]:
+        return cell.arm, cell.seed, int(cell.measurement.passage.get("look", 1))
+
+    return [tuple(group) for _, group in groupby(cells, key=key)]
 
 
 def _measurements(suite: Suite) -> Iterator[Measurement]:
@@ -65,16 +70,14 @@ def _of_pretrained(suite: Suite, found: Found, environment: Environment) -> Iter
     """What is asked of a model from elsewhere; its weights are read one by one, each a cell of its own."""
     yield Measurement(what="model")
     passage = _passage(suite, found)
-    read: dict[str, Any] = {"windows": suite.evaluate.windows, "split": "all", "passage": passage}
+    reads = _looks(suite, passage)
+    read = reads[0]
     for tensors in suite.tensors:
         if tensors.kind == "weight":
             yield from _weights(tensors, found)
         else:
             yield from _activations(tensors, passage, calibration(suite, environment))
-    for treatment in suite.treatments if suite.evaluate.windows else ():
-        needs = any(needs_data(name) for name in treatment.assign.values())
-        options = calibration(suite, environment) if needs else {}
-        yield Measurement(what="loss", **read, treatment=treatment, options=options)
+    yield from _losses(suite, read, environment)
     for name in suite.kernels:
         yield Measurement(what="kernel", **read, options={"name": name, "library": name.partition("/")[0]})
     for sweep in suite.sensitivity:
@@ -87,6 +90,30 @@ def _of_pretrained(suite: Suite, found: Found, environment: Environment) -> Iter
         yield Measurement(what="task", options={"name": name, "library": "lm_eval", **files, **limit})
     for name in suite.optimizers:
         yield Measurement(what="optimizer", **read, options={"name": name, "library": name.partition("/")[0]})
+    for more in reads[1:]:
+        yield from _losses(suite, more, environment)
+
+
+def _losses(suite: Suite, read: Mapping[str, Any], environment: Environment) -> Iterator[Measurement]:
+    for treatment in suite.treatments if suite.evaluate.windows else ():
+        needs = any(needs_data(name) for name in treatment.assign.values())
+        options = calibration(suite, environment) if needs else {}
+        yield Measurement(what="loss", **read, treatment=treatment, options=options)
+
+
+def _looks(suite: Suite, passage: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is read at each look, up to the one that is asked for: a look adds windows, and repeats none."""
+    asks = suite.evaluate
+    if not asks.looks:
+        return [{"windows": asks.windows, "split": "all", "passage": passage}]
+    return [
+        {
+            "windows": len(added(asks.looks, look)),
+            "split": "all",
+            "passage": {**passage, "looks": asks.looks, "look": look},
+        }
+        for look in range(1, asks.look + 1)
+    ]
 
 
 def calibration(suite: Suite, environment: Environment) -> dict[str, Any]:

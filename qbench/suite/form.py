@@ -22,6 +22,7 @@ from qbench.train.spec import TrainingSpec
 LARGEST = 2**31 - 1  # any count; a seed too, because random number generators want no more
 MOST_CELLS = 100_000
 MOST_PROFILES = 20
+MOST_LOOKS = 5
 REQUIRED = ("suite", "version", "question", "models")
 LOADING = ("load", "revision", "dtype", "attention", "device_map", "reference")
 
@@ -43,6 +44,12 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
+    if list(values) != sorted(set(values)):
+        raise ValueError("looks at growing data: each number of windows is larger than the one before")
+    return values
+
+
 def _scalar(value: object) -> object:
     if isinstance(value, tuple | dict):
         raise ValueError("a parameter is text, a number, true, false or null")
@@ -59,6 +66,9 @@ Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_tidy)
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Looks = Annotated[
+    tuple[Count, ...], Field(min_length=1, max_length=MOST_LOOKS), BeforeValidator(_as_many), AfterValidator(_ascending)
+]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1), AfterValidator(_distinct)]
 Words = Annotated[tuple[Word, ...], Field(min_length=1), BeforeValidator(_as_many), AfterValidator(_distinct)]
 Names = Annotated[tuple[Word, ...], BeforeValidator(_as_many), AfterValidator(_distinct)]  # a profile may empty it
@@ -163,7 +173,8 @@ class TreatmentEntry(Form):
 
 
 class EvaluateForm(Form):
-    windows: Count = 128
+    windows: Looks = (128,)
+    look: Count = 1
     split: Literal["test", "tune"] = "test"
     context: Count | None = None
     stride: Count | None = None

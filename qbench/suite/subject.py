@@ -30,6 +30,7 @@ from qbench.models.inputs import tokenizer
 from qbench.quant.catalog import quantizer_spec
 from qbench.quant.quantizer import Quantizer, build
 from qbench.quant.smooth import Calibration
+from qbench.stats.looks import added
 from qbench.suite.answer import CHANNEL_AXIS
 from qbench.suite.cells import Cell, Measurement
 from qbench.suite.expand import needs_data
@@ -229,18 +230,25 @@ class Words:
 def judge(source: Source, data: str, n: int, passage: Mapping[str, Any], words: Words | None = None) -> Judge:
     """`n` windows or images of `data`, as a model reads them, with the model's own `words` where they are at hand.
 
+    Where the passage plans several looks, those that its look adds.
+
     Raises BadData where there are not so many, or a text is shorter than a window; BadModel for a model without a
     tokenizer, or without what `bos` asks for.
     """
     folder = source.folder
+    looks = passage.get("looks")
+    chosen = added(looks, int(passage["look"])) if looks else None
+    n = int(looks[-1]) if looks else n
     if source.task == "image-classification":
         config, images = look(folder).config, vision.load(data)
         if names := config.get("id2label"):
             images = vision.as_labelled(images, {int(number): str(name) for number, name in names.items()})
-        return Pictures(images.part(_split(images), n), recipe(config, _processor(Path(folder))))
+        part = images.part(_split(images), n)
+        return Pictures(part if chosen is None else part.only(chosen), recipe(config, _processor(Path(folder))))
     words = words or Words(tokenizer(folder))
     cut = Cut(int(passage["context"]), n, passage.get("stride"), _bos(words.reader, str(passage["bos"])))
     windows = passages(documents(data), words.encode, cut, words.offsets)
+    windows = windows if chosen is None else windows.only(chosen)
     if source.task == "causal-lm":
         return Texts(windows)
     masking = masking_of(words.reader)

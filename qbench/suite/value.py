@@ -94,10 +94,14 @@ class Evaluate:
     """What models are judged on. A pretrained model is judged on whole texts, never on a split of them: `context`
     tokens a window (0 for what the model can read, at most CONTEXT), a new window every `stride` tokens (0 for windows
     spread over the text), after a token that begins a text where the tokenizer adds one (`bos: auto`).
+
+    With `looks` the windows may grow to those numbers, as far as `look`; `windows` is then the first of them.
     """
 
     windows: int
     split: Split
+    looks: tuple[int, ...] = ()
+    look: int = 1
     context: int = 0
     stride: int = 0
     bos: Bos = "auto"

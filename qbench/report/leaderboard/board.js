@@ -8,14 +8,23 @@ const element = (id) => document.getElementById(id);
 const PAGE = 50;
 const state = { sort: "rank_best", down: false, page: 0 };
 
-const digits = (value, count) => (value === null ? "—" : String(Number(value.toPrecision(count))).replace("-", "−"));
-const rank = (row) => {
-  const best = get(row, "rank_best"), worst = get(row, "rank_worst");
-  return best === null ? "—" : best === worst ? String(best) : best + "–" + worst;
+const POWERS = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+const digits = (value, count) => {
+  if (value === null) return "—";
+  if (value !== 0 && Math.abs(value) < 1e-4) {
+    const [head, power] = value.toExponential(count - 1).split("e-");
+    return head.replace("-", "−") + "×10⁻" + [...power].map((digit) => POWERS[digit]).join("");
+  }
+  return String(Number(value.toPrecision(count))).replace("-", "−");
 };
-const measured = (row) => {
-  const low = get(row, "low"), high = get(row, "high"), value = get(row, "value");
-  return digits(value, 4) + " ± " + (low === null || high === null ? "?" : digits(Math.max(high - value, value - low), 2));
+const size = (bytes) => {
+  if (bytes === null) return "—";
+  const power = Math.min(4, Math.max(0, Math.floor((String(bytes).length - 1) / 3)));
+  return digits(bytes / 1000 ** power, 3) + " " + ["B", "kB", "MB", "GB", "TB"][power];
+};
+const rank = (row) => {
+  const best = get(row, "rank_best"), worst = get(row, "rank_worst"), ring = get(row, "front") ? " ◎" : "";
+  return best === null ? "—" : (best === worst ? best : best + "–" + worst) + ring;
 };
 const provenance = (row) => {
   const by = get(row, "superseded_by");
@@ -25,19 +34,22 @@ const provenance = (row) => {
 const COLUMNS = [
   ["Rank", "rank_best", rank],
   ["Model", "model", (row) => get(row, "model"), (row) => data.pages.model[get(row, "model")]],
-  ["Quantizer", "quantizer", (row) => get(row, "quantizer"), (row) => data.pages.quantizer[get(row, "quantizer")]],
+  ["Format", "quantizer", (row) => get(row, "quantizer"), (row) => data.pages.quantizer[get(row, "quantizer")]],
   ["Bits", "bits_per_value", (row) => digits(get(row, "bits_per_value"), 3)],
-  ["Bytes", "bytes", (row) => digits(get(row, "bytes"), 4)],
-  ["Value", "value", measured],
-  ["Increase", "loss_increase", (row) => digits(get(row, "loss_increase"), 3)],
+  ["Value", "value", (row) => get(row, "measured")],
+  ["Cost", "increase", (row) => get(row, "cost")],
   ["n", "n", (row) => String(get(row, "n"))],
   ["Seeds", "seeds", (row) => String(get(row, "seeds"))],
   ["Seed floor", "seed_floor", (row) => digits(get(row, "seed_floor"), 2)],
+  ["Window floor", "window_floor", (row) => digits(get(row, "window_floor"), 2)],
+  ["Bytes", "bytes", (row) => size(get(row, "bytes"))],
   ["Date", "date", (row) => get(row, "date")],
   ["Commit", "commit", (row) => get(row, "commit").slice(0, 8) || "—"],
   ["Provenance", "provenance", provenance],
   ["Group", "group", (row) => data.groups[get(row, "group")][1], (row) => "groups/" + data.groups[get(row, "group")][0] + ".html"],
 ];
+
+const WORDS = ["model", "quantizer", "provenance", "group"];
 
 const order = (a, b) => {
   const x = get(a, state.sort), y = get(b, state.sort);
@@ -53,15 +65,17 @@ const chosen = () => {
   return rows.filter((row) => {
     if (group !== "" && get(row, "group") !== Number(group)) return false;
     if (label && get(row, "provenance") !== label) return false;
-    const text = [get(row, "model"), get(row, "quantizer"), get(row, "submission")].join(" ").toLowerCase();
+    if (element("front").checked && !get(row, "front")) return false;
+    const text = ["model", "quantizer", "submission", "who"].map((name) => get(row, name)).join(" ").toLowerCase();
     return words.every((word) => text.includes(word));
   });
 };
 
-const cell = (row, [, name, text, page], index) => {
+const cell = (row, [title, name, text, page], index) => {
   const td = document.createElement(index === 1 ? "th" : "td");
   if (index === 1) td.scope = "row";
-  if (["quantizer", "provenance", "group"].includes(name)) td.className = "t";
+  if (WORDS.includes(name)) td.className = "t";
+  td.dataset.l = title;
   const target = page ? document.createElement("a") : td;
   target.textContent = text(row);
   if (page) { target.href = page(row); td.append(target); }
@@ -93,6 +107,7 @@ const head = document.querySelector("#table thead tr");
 for (const [title, name] of COLUMNS) {
   const th = document.createElement("th"), button = document.createElement("button");
   th.scope = "col";
+  if (WORDS.includes(name)) th.className = "t";
   button.type = "button";
   button.textContent = title;
   button.addEventListener("click", () => {
@@ -104,7 +119,7 @@ for (const [title, name] of COLUMNS) {
   th.append(button);
   head.append(th);
 }
-for (const id of ["search", "group", "label"]) {
+for (const id of ["search", "group", "label", "front"]) {
   element(id).addEventListener("input", () => { state.page = 0; draw(); });
 }
 element("controls").addEventListener("submit", (event) => event.preventDefault());

@@ -4,8 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from qbench.report.leaderboard import front
 from qbench.report.leaderboard.check import Checked
-from qbench.report.leaderboard.entries import Entry, Group, entries, with_rank
+from qbench.report.leaderboard.entries import Entry, entries
+from qbench.report.leaderboard.groups import Group
 from qbench.report.leaderboard.ranks import ranks
 
 
@@ -48,10 +50,12 @@ def board(checks: Iterable[Checked]) -> Board:
 def _ranked(rows: Sequence[Entry]) -> tuple[Entry, ...]:
     """By value within the group; what was superseded stands below without a rank."""
     rows = sorted(rows, key=lambda one: (not one.ranked, one.value, one.model, one.quantizer, one.submission))
-    places = ranks([(one.low, one.high) for one in rows if one.ranked])
+    ranked = [one for one in rows if one.ranked]
+    places = ranks([(one.low, one.high) for one in ranked])
+    unbeaten = set(map(id, front.front(ranked)))
     return (
-        *(with_rank(one, place) for one, place in zip(rows, places, strict=False)),
-        *(one for one in rows if not one.ranked),
+        *(replace(one, rank=place, front=id(one) in unbeaten) for one, place in zip(ranked, places, strict=True)),
+        *rows[len(ranked) :],
     )
 
 

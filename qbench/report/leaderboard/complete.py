@@ -15,7 +15,7 @@ from qbench.results.run import Run, arm
 from qbench.stats.interval import student_t_quantile
 from qbench.suite.cells import DIGITS
 
-AVERAGED = ("loss", "error_rate", "kld")  # metrics that are the mean of a vector of the same name
+AVERAGED = ("loss", "error_rate", "kld", "loss_increase")  # metrics that are the mean of a vector of the same name
 NARROWEST = 0.9  # of Student's interval over windows; what resampling gives instead differs by less
 TOLERANCE = 1e-6  # relative: records keep nine digits, and summation order moves the last of them
 

@@ -1,54 +1,35 @@
-"""Rows of the leaderboard: one model under one treatment, over its seeds, and the group that it may be ranked in."""
+"""Rows of the leaderboard: one model under one treatment, over its seeds, in the group that it may be ranked in."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import fmean, stdev
 from typing import Any
 
 from qbench.report.leaderboard.check import Checked
+from qbench.report.leaderboard.groups import UNTOUCHED, Group, group
 from qbench.report.leaderboard.hostile import plain
-from qbench.results import digest
 from qbench.results.record import Attempt, Record
 from qbench.results.run import arm, part
 from qbench.stats.interval import mean_interval
 
 METRICS = ("loss", "error_rate", "task_error/acc_norm", "task_error/acc", "task_error/exact_match", "task_error/f1")
-UNTOUCHED = "nothing quantized"
+STORED_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}  # what a model here is trained in: float32
+UNKNOWN = (-inf, inf)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """What rows must have in common to be ranked against each other; a row of any other value is in another group."""
-
-    suite: str
-    version: int
-    metric: str
-    scope: str
-    data: str
-    data_digest: str
-    tokenizer: str
-    budget: str
-    estimator: str
-    device: str
-
-    @property
-    def id(self) -> str:
-        """Ten hex digits; the name of the data is left out, for its digest says what it is."""
-        return digest.of({name: value for name, value in asdict(self).items() if name != "data"})[:10]
-
-    @property
-    def title(self) -> str:
-        return f"{self.suite} {self.version}: {self.scope}"
+Ends = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One row. `low` and `high` are its 95 % interval, over seeds where there are several, infinite where unknown.
 
+    `increase` is the cost over the same model with nothing quantized, paired by seed and window, and `reach` the ends
+    of its interval: seeds and windows that are hard for both cancel, so it is far narrower than the value's own.
     `floors` are the seed's, the windows' and the numerical one, in the metric's unit; None where not measured.
-    `rank` is its best and worst place in its group, None where it is not ranked, for the reason in `superseded`.
+    `rank` is its best and worst place in its group, None where it is not ranked, for the reason in `superseded`;
+    on the `front` stands what no other row of the group beats in both bits and value.
     """
 
     group: Group
@@ -61,6 +42,7 @@ class Entry:
     low: float
     high: float
     increase: float | None
+    reach: Ends
     kld: float | None
     bits: float | None
     bits_model: float | None
@@ -76,37 +58,64 @@ class Entry:
     label: str
     superseded: str = ""
     rank: tuple[int, int] | None = None
+    front: bool = False
 
     @property
     def ranked(self) -> bool:
         return not self.superseded and isfinite(self.value)
 
+    @property
+    def untouched(self) -> bool:
+        return self.group.scope == UNTOUCHED
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One cell of a row: its whole record."""
+
+    attempt: Attempt
+    record: Record
+    metric: str
+
+    @property
+    def value(self) -> float:
+        return self.record.values[self.metric]
+
+    @property
+    def seed(self) -> int:
+        return self.attempt.closing.spec["seed"]
+
+
+Rows = Sequence[_Found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What rows of one submission need to know of its other cells, by arm."""
+
+    checked: Checked
+    baselines: Mapping[tuple[str, Group], Rows]
+    parameters: Mapping[str, int]
+
 
 def entries(checked: Checked) -> list[Entry]:
     """All rows of an accepted submission."""
     assert checked.run is not None
-    found: dict[tuple[Group, str, str], list[tuple[Attempt, Record, str]]] = defaultdict(list)
+    found: dict[tuple[Group, str, str], list[_Found]] = defaultdict(list)
     for attempt in checked.run.cells.values():
         for record, metric in _ranked(attempt):
             key = group(attempt, metric), arm(attempt.closing.spec), quantizer(attempt)
-            found[key].append((attempt, record, metric))
+            found[key].append(_Found(attempt, record, metric))
+    baselines = {(name, key): rows for (key, name, _), rows in found.items() if key.scope == UNTOUCHED}
+    run = _Run(checked, baselines, _parameters(checked.run.cells.values()))
     sole = len({name for _, name, _ in found}) == 1
-    baselines = _baselines(found)
-    return [
-        _entry(checked, (key[0], "" if sole else key[1], key[2]), rows, baselines.get((key[1], key[0].metric), []))
-        for key, rows in found.items()
-    ]
-
-
-Rows = Sequence[tuple[Attempt, Record, str]]
+    return [_entry(run, key, rows, sole) for key, rows in found.items()]
 
 
 def _ranked(attempt: Attempt) -> Iterator[tuple[Record, str]]:
     """The record of a cell as a whole, and the metric that it is ranked by."""
-    if attempt.closing.status != "measured" or part(attempt.closing.spec, "measurement").get("what") not in (
-        "loss",
-        "task",
-    ):
+    what = part(attempt.closing.spec, "measurement").get("what")
+    if attempt.closing.status != "measured" or what not in ("loss", "task"):
         return
     for record in attempt.records:
         if record.slice or record.site or record.step is not None:
@@ -117,59 +126,6 @@ def _ranked(attempt: Attempt) -> Iterator[tuple[Record, str]]:
             return
 
 
-def group(attempt: Attempt, metric: str) -> Group:
-    """The group of a cell, from its spec alone."""
-    spec = attempt.closing.spec
-    asked, data = part(spec, "measurement"), part(spec, "data")
-    return Group(
-        suite=plain(str(spec["suite"]), 64),
-        version=spec["version"],
-        metric=metric,
-        scope=_scope(asked),
-        data=plain(str(data["name"]), 80),
-        data_digest=str(data["digest"]),
-        tokenizer=_tokenizer(part(spec, "model")),
-        budget=_budget(spec),
-        estimator=_estimator(spec),
-        device=plain(str(spec["device"]), 60),
-    )
-
-
-def _scope(asked: Mapping[str, Any]) -> str:
-    places = " + ".join(sorted(part(asked, "treatment", "assign"))) or UNTOUCHED
-    task = part(asked, "options").get("name")
-    return plain(f"{task}: {places}" if task else places, 120)
-
-
-def _tokenizer(model: Mapping[str, Any]) -> str:
-    """Its digest, or the alphabet of a model that reads bytes."""
-    return plain(str(model.get("tokenizer") or f"{model.get('vocabulary', 'no')} symbols"), 80)
-
-
-def _budget(spec: Mapping[str, Any]) -> str:
-    """What a model could learn from: rows of a suite that trains are compared at the same number of tokens."""
-    training, context = part(spec, "training"), part(spec, "model").get("context")
-    counts = [training.get("steps"), training.get("batch"), context]
-    if not training or not all(type(count) is int for count in counts):
-        return "not trained here"
-    return f"trained on {counts[0]} × {counts[1]} × {counts[2]} tokens"
-
-
-def _estimator(spec: Mapping[str, Any]) -> str:
-    asked, passage = part(spec, "measurement"), part(spec, "measurement", "passage")
-    context = passage.get("context", part(spec, "model").get("context"))
-    parts = [
-        f"measure@{part(spec, 'revisions').get('measure')}",
-        f"{asked.get('windows', 0)} windows of {context} tokens",
-        f"split {asked.get('split', '')}",
-    ]
-    others = {name: value for name, value in passage.items() if name != "context"}
-    parts += [f"{name} {others[name]}" for name in sorted(others)]
-    options = part(asked, "options")
-    parts += [f"{name} {options[name]}" for name in sorted(options) if name != "name"]
-    return plain(", ".join(parts), 200)
-
-
 def quantizer(attempt: Attempt) -> str:
     """What is assigned, the same words for all that assign the same."""
     assigned = part(attempt.closing.spec, "measurement", "treatment", "assign")
@@ -177,58 +133,77 @@ def quantizer(attempt: Attempt) -> str:
     return plain(" + ".join(names if len(set(names)) > 1 else names[:1]), 120) or "none"
 
 
-def _baselines(found: Mapping[tuple[Group, str, str], Rows]) -> dict[tuple[str, str], list[Record]]:
-    """Records with nothing quantized, by arm and metric: the noise floors stand there."""
-    plain_rows: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for (group, name, _), rows in found.items():
-        if group.scope.endswith(UNTOUCHED):
-            plain_rows[name, group.metric] += [record for _, record, _ in rows]
-    return plain_rows
+def _parameters(cells: Iterable[Attempt]) -> dict[str, int]:
+    """How many numbers a model has: a loaded one says it in its spec, a trained one where its training was recorded."""
+    found: dict[str, int] = {}
+    for attempt in cells:
+        spec = attempt.closing.spec
+        told = part(spec, "model").get("parameters")
+        if part(spec, "measurement").get("what") == "training" and told is None:
+            told = next((one.values["parameters"] for one in attempt.records if "parameters" in one.values), None)
+        if isinstance(told, int | float) and not isinstance(told, bool) and 0 < told < 2**53:
+            found[arm(spec)] = int(told)
+    return found
 
 
-def _entry(checked: Checked, key: tuple[Group, str, str], rows: Rows, baseline: Sequence[Record]) -> Entry:
+def _entry(run: _Run, key: tuple[Group, str, str], rows: Rows, sole: bool) -> Entry:
     group, name, treatment = key
-    assert checked.submission is not None
-    assert checked.run is not None
-    records = [record for _, record, _ in rows]
-    values = [record.values[group.metric] for record in records]
-    low, high = _interval(values, records[0].intervals.get(group.metric))
-    session = checked.run.manifest["sessions"][-1]
-    spec, bits_model = rows[0][0].closing.spec, _mean(records, "bits_per_value/model")
-    model = checked.submission.model
-    own = [record.values[group.metric] for record in baseline]
+    submission, manifest = run.checked.submission, run.checked.run and run.checked.run.manifest
+    assert submission is not None
+    assert manifest is not None
+    records = [one.record for one in rows]
+    low, high = _interval([one.value for one in rows], records[0].intervals.get(group.metric))
+    session, spec = manifest["sessions"][-1], rows[0].attempt.closing.spec
+    baseline = run.baselines.get((name, group.setting), ())
+    own = [one.value for one in baseline]
+    increase, reach = (None, UNKNOWN) if group.scope == UNTOUCHED else _increase(rows, baseline)
     return Entry(
         group=group,
-        submission=checked.name,
-        who=checked.submission.who,
-        licence=checked.submission.licence,
-        model=plain(f"{model}: {name}", 200) if name else model,
+        submission=run.checked.name,
+        who=submission.who,
+        licence=submission.licence,
+        model=submission.model if sole else plain(f"{submission.model}: {name}", 200),
         quantizer=treatment,
-        value=fmean(values),
+        value=fmean(one.value for one in rows),
         low=low,
         high=high,
-        increase=_mean(records, "loss_increase"),
+        increase=increase,
+        reach=reach,
         kld=_mean(records, "kld"),
         bits=_bits(records),
-        bits_model=bits_model,
-        bytes=_bytes(part(spec, "model").get("parameters"), bits_model),
+        bits_model=_mean(records, "bits_per_value/model"),
+        bytes=_bytes(records, part(spec, "model"), run.parameters.get(name)),
         n=sum(record.n for record in records),
-        seeds=tuple(sorted(one.closing.spec["seed"] for one, _, _ in rows)),
+        seeds=tuple(sorted(one.seed for one in rows)),
         seed_floor=stdev(own) if len(own) > 1 else None,
-        window_floor=_mean(records, "floor/window") or _mean(baseline, "floor/window"),
-        numerical_floor=_mean(baseline, "floor/numerical"),
+        window_floor=_mean(records, "floor/window") or _mean([one.record for one in baseline], "floor/window"),
+        numerical_floor=_mean([one.record for one in baseline], "floor/numerical"),
         estimators=plain(" ".join(map(str, part(spec, "revisions").get("quantizers") or [])), 80),
         date=plain(str(session.get("finished") or session["started"])[:10], 10),
         commit=plain(str(part(session, "revisions", "qbench").get("commit", "")), 40),
-        label=checked.label,
+        label=run.checked.label,
     )
 
 
-def _interval(values: Sequence[float], of_windows: tuple[float, float] | None) -> tuple[float, float]:
+def _interval(values: Sequence[float], of_windows: Ends | None) -> Ends:
     if len(values) > 1:
         found = mean_interval(values)
         return found.low, found.high
-    return of_windows or (-inf, inf)
+    return of_windows or UNKNOWN
+
+
+def _increase(rows: Rows, baseline: Rows) -> tuple[float | None, Ends]:
+    """The cost of quantizing and its interval, seed by seed; that over windows where there is one seed."""
+    before = {one.seed: one.value for one in baseline}
+    costs = [
+        one.record.values["loss_increase"]
+        if one.metric == "loss" and "loss_increase" in one.record.values
+        else one.value - before.get(one.seed, -inf)
+        for one in rows
+    ]
+    if inf in costs:
+        return None, UNKNOWN
+    return fmean(costs), _interval(costs, rows[0].record.intervals.get("loss_increase"))
 
 
 def _mean(records: Iterable[Record], metric: str) -> float | None:
@@ -241,9 +216,10 @@ def _bits(records: Iterable[Record]) -> float | None:
     return fmean(found) if found else None
 
 
-def _bytes(parameters: Any, bits: float | None) -> int | None:
-    return round(parameters * bits / 8) if bits is not None and type(parameters) is int else None
-
-
-def with_rank(entry: Entry, rank: tuple[int, int]) -> Entry:
-    return replace(entry, rank=rank)
+def _bytes(records: Sequence[Record], model: Mapping[str, Any], parameters: int | None) -> int | None:
+    """Of the model as it would be stored: what was counted, or its parameters at the bits that they have."""
+    counted = _mean(records, "bytes/model")
+    if counted is not None or parameters is None:
+        return None if counted is None else round(counted)
+    bits = _mean(records, "bits_per_value/model") or STORED_BITS.get(str(model.get("dtype", "float32")))
+    return None if bits is None else round(parameters * bits / 8)

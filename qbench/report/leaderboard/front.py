@@ -5,12 +5,13 @@ from math import isfinite
 
 from qbench.report import pareto, svg
 from qbench.report.axes import linear
-from qbench.report.leaderboard.entries import Entry, Group
+from qbench.report.leaderboard.entries import Entry
+from qbench.report.leaderboard.groups import Group
+from qbench.report.leaderboard.spoken import unit
 from qbench.report.panels import Mark, Panel, Series
-from qbench.report.words import listed, number
+from qbench.report.words import number
 
-FRAME = svg.Frame(width=640, height=330, left=54)
-WORDS = {"loss": "loss, nats a token", "error_rate": "error rate"}
+FRAME = svg.Frame(width=480, height=300, left=50)
 
 
 def front(rows: Sequence[Entry]) -> list[Entry]:
@@ -37,16 +38,23 @@ def panel(group: Group, rows: Sequence[Entry]) -> Panel:
         for i, model in enumerate(models)
     )
     ends = [end for one in known for end in (one.value, one.low, one.high) if isfinite(end)]
-    names = listed([f"{one.model}, {one.quantizer} ({number(one.bits or 0.0)} bits)" for one in best])
     return Panel(
         name=group.id,
         title=f"Accuracy against bits: {group.title}",
-        summary=f"Of {len(known)} rows, {len(best)} are on the front: {names}.",
+        summary=_summary(known, best),
         x=linear("bits a quantized value", [one.bits or 0.0 for one in known]),
-        y=linear(WORDS.get(group.metric, group.metric), ends),
+        y=linear(unit(group), ends),
         series=series,
         ringed=tuple(marks[id(one)] for one in best),
     )
+
+
+def _summary(known: Sequence[Entry], best: Sequence[Entry]) -> str:
+    ends = " to ".join(
+        f"{one.quantizer} ({number(one.bits or 0.0)} bits)" for one in dict.fromkeys((best[0], best[-1]))
+    )
+    many = f"{len(best)} are on the front, from {ends}" if len(best) > 1 else f"one beats all others: {ends}"
+    return f"Of {len(known)} rows, {many}."
 
 
 def _mark(entry: Entry) -> Mark:
@@ -56,6 +64,6 @@ def _mark(entry: Entry) -> Mark:
         y=entry.value,
         low=entry.low if known else None,
         high=entry.high if known else None,
-        label=f"{entry.model}, {entry.quantizer}, {number(entry.bits or 0.0)} bits",
+        label=entry.quantizer,
         told=True,
     )

@@ -16,7 +16,8 @@ from qbench.results.run import Run, arm, part
 # (M. Mahoney, Large Text Compression Benchmark); nobody has come to half of that on text that was not trained on.
 ENTROPY_FLOOR = 0.3  # bits per byte
 LEAST_LOSS = 1e-3  # nats; a model that is surer than this has seen the text
-ZERO = ("relative_error", "kld", "top1_changed")
+WIDEST = 2**20  # values in a token or a row of a weight
+ZERO = ("relative_error", "kld", "top1_changed", "loss_increase")
 
 
 def faults(run: Run) -> Iterator[str]:
@@ -83,7 +84,7 @@ def _too_few_bits(record: Record, spec: Mapping[str, Any]) -> Iterator[str]:
     names = _quantizers(record, spec)
     least = min(map(_least_bits, names), default=0.0)
     if told is not None and names and told < least * (1 - 1e-6):
-        yield f"{told:.4g} bits a value, but {plain(' and '.join(names), 80)} stores at least {least:.4g}"
+        yield f"{told:.4g} bits a value, but {plain(' and '.join(names), 80)} stores at least {least:.6g}"
 
 
 def _assigned(spec: Mapping[str, Any]) -> list[str]:
@@ -97,7 +98,7 @@ def _quantizers(record: Record, spec: Mapping[str, Any]) -> list[str]:
 
 
 def _least_bits(name: str) -> float:
-    """Codes, and the scales of blocks; 0 for names that only a library or a plugin knows."""
+    """Codes and their scales, of a tensor as large as any; 0 for names that only a library or a plugin knows."""
     try:
         spec = parse(name)
     except QuantizerName:
@@ -106,8 +107,10 @@ def _least_bits(name: str) -> float:
 
 
 def _scale_bits(spec: QuantizerSpec) -> float:
-    block = spec.block
-    return 0.0 if block is None or spec.static or spec.rule == "none" else STORAGES[spec.scale].bits / block
+    """A block has its own scale; a token or channel shares one among its values, of which there are at most WIDEST."""
+    if spec.static or spec.rule == "none" or spec.granularity == "tensor":
+        return 0.0
+    return STORAGES[spec.scale].bits / (spec.block or WIDEST)
 
 
 def _no_error(record: Record, spec: Mapping[str, Any]) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """The leaderboard as files: one page to search, one for each group, model and quantizer, and the rows as data."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -11,19 +13,22 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from qbench.report import assets, payload, svg
-from qbench.report.leaderboard import front, tables
+from qbench.report.leaderboard import answers, front, spoken, tables
+from qbench.report.leaderboard.answers import Line, Setting
 from qbench.report.leaderboard.board import Board
-from qbench.report.leaderboard.entries import Entry, Group
-from qbench.report.leaderboard.ranks import spoken
-from qbench.report.words import number
+from qbench.report.leaderboard.entries import Entry
+from qbench.report.leaderboard.groups import Group
+from qbench.report.leaderboard.spoken import NONE
 from qbench.results import digest
-from qbench.results.files import make_folder, write_whole
+from qbench.results.files import cannot_write, make_folder
 
-NONE = "—"
+MOST = 200  # rows in a page without a script; the first page has all, and shows them in pages
 MARK = "qbench-leaderboard"  # a file that says: this folder is ours to write into
+FIRST_MODELS = 6  # of a scope, best first, above all rows
+LONGEST = 18  # letters of a name in an address
 SHOWN = (
-    *("rank_best", "rank_worst", "model", "quantizer", "value", "low", "high", "loss_increase", "bits_per_value"),
-    *("bytes", "n", "seeds", "seed_floor", "date", "commit", "provenance", "superseded_by", "submission"),
+    *("rank_best", "rank_worst", "front", "model", "quantizer", "value", "increase", "bits_per_value", "bytes"),
+    *("n", "seeds", "seed_floor", "window_floor", "date", "commit", "provenance", "superseded_by", "submission", "who"),
 )
 
 
@@ -46,15 +51,23 @@ def build(board: Board, out: Path) -> list[Path]:
             if str(old.relative_to(out)) not in pages:
                 old.unlink()
     for name, content in pages.items():
-        write_whole(out / name, content)
+        _write(out / name, content)
     return [out / name for name in pages]
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Without fsync, which takes longer than everything else together: a site can be built again."""
+    with cannot_write(path):
+        if path.is_symlink():  # or its target would be written
+            path.unlink()
+        path.write_bytes(content)
 
 
 def contents(board: Board) -> dict[str, bytes]:
     """Every file of the site by its path."""
-    rows = board.rows
+    rows, found = board.rows, answers.settings(board.groups)
     made: dict[str, bytes] = {
-        "index.html": _index(board, rows),
+        "index.html": _index(board, rows, found),
         "corrections.html": _page("corrections", "", title="Corrections", corrections=board.corrections),
         "style.css": (assets.read("page.css") + _asset("board.css")).encode(),
         "rows.csv": tables.as_csv(rows),
@@ -63,34 +76,58 @@ def contents(board: Board) -> dict[str, bytes]:
         MARK: b"written by qbench leaderboard build\n",
         ".nojekyll": b"",
     }
-    for group, found in board.groups.items():
-        made[f"groups/{group.id}.html"] = _group(group, found)
-    for kind, names in (("model", [one.model for one in rows]), ("quantizer", [one.quantizer for one in rows])):
-        for name in dict.fromkeys(names):
-            own = [one for one in rows if getattr(one, kind) == name]
-            made[address(kind, name)] = _listing(kind, name, own, board)
+    for group, of_group in board.groups.items():
+        made[f"groups/{group.id}.html"] = _group(group, of_group)
+    for name, own in _grouped(rows, "model").items():
+        made[address("model", name)] = _listing("model", name, own, board, _of_model(found, name))
+    for name, own in _grouped(rows, "quantizer").items():
+        made[address("quantizer", name)] = _listing("quantizer", name, own, board, [])
     return made
 
 
+def _grouped(rows: Iterable[Entry], kind: str) -> Mapping[str, list[Entry]]:
+    found: dict[str, list[Entry]] = defaultdict(list)
+    for row in rows:
+        found[getattr(row, kind)].append(row)
+    return found
+
+
+def _of_model(found: Iterable[Setting], name: str) -> list[Setting]:
+    """What of the settings is about one model."""
+    return [
+        replace(one, scopes={group: own for group, lines in one.scopes.items() if (own := _own(lines, name))})
+        for one in found
+        if any(_own(lines, name) for lines in one.scopes.values())
+    ]
+
+
+def _own(lines: Iterable[Line], name: str) -> tuple[Line, ...]:
+    return tuple(line for line in lines if line.model == name)
+
+
 def address(kind: str, name: str) -> str:
-    """The page of a model or quantizer: readable, and no two names share one.
+    """The page of a model or quantizer: the end of its name, where models of one submission differ, and a digest.
 
     >>> address("model", "../Ä/x y")
-    'models/x-y-14be78.html'
+    'models/x-y-8787dd.html'
     """
-    word = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:20].rstrip("-")
+    word = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    word = word if len(word) <= LONGEST else word[-LONGEST:].partition("-")[2] or word[-LONGEST:]
     return f"{kind}s/{word}-{digest.of(name)[:6]}.html"
 
 
-def _index(board: Board, rows: Sequence[Entry]) -> bytes:
+def _index(board: Board, rows: Sequence[Entry], settings: Sequence[Setting]) -> bytes:
     script = _asset("board.js")
     return _page(
         "index",
         "",
-        title="Leaderboard",
+        title="What few bits cost",
         script=Markup(script),
         script_hash=assets.digest(script),
-        groups=[(group, _facts(group), found) for group, found in board.groups.items()],
+        settings=[one for one in settings if one.newest],
+        models=len({row.model for row in rows}),
+        quantizers=len({row.quantizer for row in rows if not row.untouched}),
+        groups=list(board.groups.items()),
         submissions=board.submissions,
         labels=sorted({row.label for row in rows}),
         rows=rows,
@@ -103,10 +140,14 @@ def _data(board: Board, rows: Sequence[Entry]) -> Mapping[str, Any]:
     place = {group: i for i, group in enumerate(board.groups)}
     lines = [(row, tables.line(row)) for row in rows]
     packed = payload.packed(
-        ["group", *SHOWN], [[place[row.group], *(found[name] for name in SHOWN)] for row, found in lines]
+        ["group", "measured", "cost", *SHOWN],
+        [
+            [place[row.group], spoken.value(row), spoken.cost(row), *(found[name] for name in SHOWN)]
+            for row, found in lines
+        ],
     )
     return {
-        "groups": [[group.id, group.title, _metric(group)] for group in board.groups],
+        "groups": [[group.id, group.title, spoken.unit(group)] for group in board.groups],
         "pages": {
             kind: {name: address(kind, name) for name in dict.fromkeys(getattr(row, kind) for row in rows)}
             for kind in ("model", "quantizer")
@@ -123,20 +164,35 @@ def _group(group: Group, rows: Sequence[Entry]) -> bytes:
         title=group.title,
         group=group,
         facts=_facts(group),
-        rows=rows,
+        rows=rows[:MOST],
+        left=max(len(rows) - MOST, 0),
         chart=Markup(front.draw(group, rows)),
         swatches=Markup(svg.swatches()),
         legend=[(Markup(svg.key(i)), name) for i, name in enumerate(models)],
         summary=front.panel(group, rows).summary if front.front(rows) else "",
-        fronts=front.front(rows),
     )
 
 
-def _listing(kind: str, name: str, rows: Sequence[Entry], board: Board) -> bytes:
+def _listing(kind: str, name: str, rows: Sequence[Entry], board: Board, settings: Sequence[Setting]) -> bytes:
     senders = {one.name: one.submission for one in board.submissions}
-    submitted = [(key, senders[key]) for key in dict.fromkeys(row.submission for row in rows)]
-    other = "quantizer" if kind == "model" else "model"
-    return _page("listing", "../", title=name, kind=kind, other=other, rows=rows, submitted=submitted)
+    return _page(
+        "listing",
+        "../",
+        title=name,
+        kind=kind,
+        other="quantizer" if kind == "model" else "model",
+        groups=_by_group(rows[:MOST]),
+        left=max(len(rows) - MOST, 0),
+        settings=settings,
+        submitted=[(key, senders[key]) for key in dict.fromkeys(row.submission for row in rows)],
+    )
+
+
+def _by_group(rows: Iterable[Entry]) -> Mapping[Group, list[Entry]]:
+    found: dict[Group, list[Entry]] = defaultdict(list)
+    for row in rows:
+        found[row.group].append(row)
+    return found
 
 
 def _page(template: str, root: str, **context: Any) -> bytes:
@@ -147,7 +203,7 @@ def _page(template: str, root: str, **context: Any) -> bytes:
 @cache
 def _template(name: str) -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(address=address, rank=_rank, value=_value, bits=_number, metric=_metric)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    environment.globals.update(address=address, said=spoken, first_models=FIRST_MODELS)  # pyright: ignore[reportCallIssue, reportArgumentType]
     return environment.from_string(_asset("base.html").replace("<!-- body -->", _asset(f"{name}.html")))
 
 
@@ -159,7 +215,8 @@ def _facts(group: Group) -> Iterable[tuple[str, str]]:
     """The rules of a group: rows that differ in any of them are not compared."""
     return [
         ("Suite", f"{group.suite}, version {group.version}"),
-        ("Ranked by", _metric(group)),
+        ("Ranked by", spoken.unit(group)),
+        ("Task", group.task or NONE),
         ("Quantized", group.scope),
         ("Data", f"{group.data}, digest {group.data_digest[:16] or NONE}"),
         ("Tokenizer", group.tokenizer[:60]),
@@ -167,20 +224,3 @@ def _facts(group: Group) -> Iterable[tuple[str, str]]:
         ("Estimator", group.estimator),
         ("Device class", group.device),
     ]
-
-
-def _metric(group: Group) -> str:
-    return front.WORDS.get(group.metric, group.metric)
-
-
-def _rank(row: Entry) -> str:
-    return spoken(row.rank) if row.rank is not None else NONE
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else number(value)
-
-
-def _value(row: Entry) -> str:
-    reach = max(row.high - row.value, row.value - row.low)
-    return f"{number(row.value, 4)} ± {number(reach, 2)}" if reach < float("inf") else f"{number(row.value, 4)} ± ?"
