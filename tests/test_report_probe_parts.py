@@ -4,11 +4,12 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from fake_probe import probe, values
+from fake_probe import compared, probe, values
 
 from qbench.metrics.catalog import METRICS
-from qbench.report import answer, front, verdict
-from qbench.report.formats import Format, formats, recommended, smallest, tier
+from qbench.report import answer, front, shrink, verdict
+from qbench.report import formats as kept
+from qbench.report.formats import Format, arms, formats, recommended, smallest, tier
 from qbench.report.hard import hard
 from qbench.report.sheets import sheets
 from qbench.report.shrink import bytes_after
@@ -145,3 +146,14 @@ def test_a_format_that_another_beats_in_size_and_kld_is_left_to_the_page() -> No
     assert worse in answer.worth([worse, one("int8/channel")])
     beaten = replace(worse, bytes=2e6)
     assert beaten not in answer.worth([beaten, one("int8/channel")])
+
+
+def test_what_a_checkpoint_was_quantized_to_is_a_table_of_its_own() -> None:
+    """And no row of it is taken for the whole model."""
+    seen = view(compared())
+    packed, stored = shrink.stored_tables(seen)
+    assert packed.caption == "What tiny-w4 was quantized to, by gptq"
+    assert packed.rows == (("int4/block:32", "28", "972\u202f426", "0.547", "4.50"),)
+    assert "tiny-w4" in stored.caption
+    candidate = next(arm for arm in arms(seen) if arm.name == "candidate")
+    assert kept.stored(seen, candidate).n == 30  # type: ignore[union-attr]

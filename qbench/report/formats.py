@@ -102,7 +102,7 @@ def arms(seen: View) -> list[Arm]:
 
 def stored(seen: View, arm: Arm) -> Row | None:
     """The record of the whole model's files."""
-    return next((row for row in seen.select("model", arm=arm.name, site="")), None)
+    return next((row for row in seen.select("model", arm=arm.name, site="", scope="")), None)
 
 
 def formats(seen: View) -> list[Format]:
