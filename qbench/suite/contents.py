@@ -1,6 +1,6 @@
 """What the files of a model hold: where its bytes are, and what a treatment of its weights makes of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -103,12 +103,16 @@ def _said(folder: Folder) -> tuple[str, ...]:
     if packed is None:
         return ()
     inputs = sorted({group.activations for group in packed.groups if group.activations})
-    left = f"{len(packed.left)} matrices are not quantized" if packed.left else ""
+    left = f"not quantized: {_some(packed.left)}" if packed.left else ""
     cache = f"its keys and values are {packed.cache} when it runs; here they are not" if packed.cache else ""
     stored = [name for name in inputs if " " in name]  # with a stored scale, which is not applied
     where = "here not" if stored else "and here"
     runs = f"its inputs are {', '.join(inputs)} when it runs, {where}" if inputs else ""
     return tuple(filter(None, (f"quantized elsewhere by {packed.method}", left, runs, cache)))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _raw(name: str) -> str | None:
