@@ -144,8 +144,8 @@ def test_the_four_formats_say_the_same(command: Command, first_run: Bench, tmp_p
     header, *rows = csv.reader(io.StringIO(text))
     assert tuple(header) == tuple(COLUMNS)
     assert " ".join(COLUMNS) == (
-        "suite model wiring optimizer seed step kind site scope quantizer slice bits_per_value metric unit value low high "
-        "n status samples_digest record_id"
+        "suite model wiring optimizer seed step kind site scope quantizer slice bits_per_value metric unit value "
+        "low high n status samples_digest record_id"
     )
     expected = sum(1 for _ in read(first_run.out).records())
     assert len(rows) == expected

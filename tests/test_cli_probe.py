@@ -239,7 +239,7 @@ def test_a_model_that_does_not_fit_is_one_line(here: Command, tmp_path: Path, mo
     [
         ("compare llama", 2, "required: candidate"),
         ("compare words.txt llama", 4, "words.txt: no saved reference"),
-        ("compare llama vit", 4, "different tokenizers"),
+        ("compare llama vit", 4, "reads images, and its reference reads text"),
         ("compare llama nowhere/at/all", 2, "no folder 'nowhere/at/all'"),
         ("compare words.txt llama --data text:words.txt", 2, "a saved reference has its own texts"),
         ("reference save llama --data text:nowhere.txt", 4, "nowhere.txt: no such file or folder"),
@@ -259,7 +259,6 @@ def test_mistakes_of_the_other_commands(here: Command, typed: str, code: int, sa
     assert "Traceback" not in err
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="no check of --windows: Cut's ValueError is a traceback")
 def test_a_reference_of_no_windows_is_a_mistake(here: Command) -> None:
     code, _, err = here(*["reference", "save", "llama", "--data", "text:words.txt", "--windows", "0"])
     assert (code, len(err.splitlines())) == (2, 1)
@@ -277,11 +276,6 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unloaded")
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="every suite has the loss of the unquantized model, for which it is loaded",
-)
 def test_weights_alone_never_load_the_model(here: Command, tmp_path: Path) -> None:
     code, said, _ = here("probe", *WEIGHTS, "--out", tmp_path / "out")
     assert (code, "cells measured" in said) == (0, True)
@@ -362,17 +356,14 @@ def test_an_unknown_family_goes_by_the_names_of_its_modules_and_says_so(here: Co
     assert code == 0
     assert listed.startswith("gptj is no family that qbench knows: weights go by their names in the file,")
     assert "weight  transformer.h.0.attn.k_proj.weight" in listed
-    tensors = '--set=tensors=[{kind: weight}, {kind: activation, sites: "hf.**.fc_in", windows: 2}]'
+    tensors = '--set=tensors=[{kind: weight}, {kind: activation, sites: "**.fc_in", windows: 2}]'
     code, _, err = here("probe", "stranger", "--data", "text:words.txt", *QUICK, tensors, "--out", tmp_path / "out")
-    failed = [a.closing for a in read(tmp_path / "out").cells.values() if a.closing.status == "failed"]
-    assert code == 4
-    assert [one.spec["measurement"]["what"] for one in failed] == ["kernel"], err  # type: ignore[index]
+    assert code == 0, err
     assert "model_type 'gptj' has no site names: its places go by module names" in err
     sites = {record.site for a in read(tmp_path / "out").cells.values() for record in a.records}
-    assert {"transformer.h.0.attn.k_proj.weight", "hf.transformer.h.0.mlp.fc_in"} <= sites
+    assert {"transformer.h.0.attn.k_proj.weight", "transformer.h.0.mlp.fc_in"} <= sites
 
 
-@pytest.mark.xfail(strict=True, reason="all and weights are no scopes of a family without site names, but of tensors")
 @pytest.mark.parametrize(
     "asked",
     [
@@ -420,15 +411,11 @@ def test_an_image_classifier_is_probed_with_the_suite_for_images(here: Command, 
     assert "loss" in whats(tmp_path / "out")
 
 
-@pytest.mark.xfail(strict=True, reason="the suite compare is on stdlib, whatever the models are for")
 def test_image_classifiers_are_compared_on_images(here: Command) -> None:
     code, _, err = here("compare", "vit", "vit", "--set", "windows=8")
     assert code == 0, err
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what is said is meant for suites that train: images are for models that are loaded"
-)
 def test_a_language_model_is_not_judged_by_images(here: Command, tmp_path: Path) -> None:
     code, _, err = here("probe", "llama", "--data", "digits", *QUICK, "--out", tmp_path / "out")
     (line,) = complaints(err)
@@ -436,7 +423,6 @@ def test_a_language_model_is_not_judged_by_images(here: Command, tmp_path: Path)
     assert "trained here" not in line
 
 
-@pytest.mark.xfail(strict=True, reason="probe looks at the commit of --revision and then runs the newest one")
 def test_a_revision_reaches_the_run(here: Command, models: Path, offline: Path) -> None:
     hub = offline / "models--owner--model"
     for commit in ("a" * 40, "b" * 40):

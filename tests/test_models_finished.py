@@ -136,8 +136,8 @@ def test_schemes_by_name_by_pattern_and_by_class(tmp_path: Path) -> None:
     found = read(compressed(tmp_path, groups, ignore=["lm_head"], kv_cache_scheme=eight))
     assert found.cache == "e4m3/tensor with a stored scale"
     assert {g.weights: (g.format, g.activations) for g in found.groups} == {
-        ("model.layers.0.up_proj.weight",): ("int8.full/channel/scale:bf16", ""),
-        ("model.layers.0.down_proj.weight",): ("int8.full/channel/scale:bf16", "int8.full/token"),
+        ("model.layers.0.up_proj.weight",): ("int8.middle/channel/scale:bf16", ""),
+        ("model.layers.0.down_proj.weight",): ("int8.middle/channel/scale:bf16", "int8.middle/token"),
     }
     assert found.spared == ("lm_head",)
     assert set(found.runtime) == {"model.layers.0.up_proj.input_scale", "model.layers.0.attn.k_scale"}
@@ -148,7 +148,7 @@ def test_schemes_by_name_by_pattern_and_by_class(tmp_path: Path) -> None:
 def test_scales_of_activations_that_are_stored_are_said_to_be(tmp_path: Path) -> None:
     groups = {"a": {"targets": ["Linear"], "weights": WEIGHTS, "input_activations": WEIGHTS | {"strategy": "tensor"}}}
     (group,) = read(compressed(tmp_path, groups)).groups
-    assert group.activations == "int8.full/tensor with a stored scale"
+    assert group.activations == "int8.middle/tensor with a stored scale"
 
 
 def test_codes_that_no_scheme_targets_are_an_error(tmp_path: Path) -> None:

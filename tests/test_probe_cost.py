@@ -127,13 +127,13 @@ def forward(model: HubModel, windows: Windows) -> Callable[[], None]:
 
 
 def test_errors_and_shapes_of_twelve_formats_cost_less_than_three_forwards(model: HubModel) -> None:
-    """Measured 1.4 to 1.7 here, and 0.6 at width 512; what it took before the formats shared a pass is 30."""
+    """The formats of a site share its tensor and one pass over it; docs/performance.md has wider models."""
     windows = windows_of()
     assert ratio(lambda: tally(model, windows), forward(model, windows)) < 3
 
 
 def test_treatments_cost_about_a_forward_each(model: HubModel) -> None:
-    """At real sizes less than 1.3 for each and the reference; here what does not grow with the text weighs more."""
+    """benchmarks/probe.py holds the bound of 1.3 at real sizes; here what does not grow with the text weighs more."""
     windows = windows_of()
     judge = Texts(windows)
 

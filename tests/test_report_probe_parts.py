@@ -1,18 +1,22 @@
 """What a probe's page is made of: verdicts by their rules, sums that must add up, lists that tools can read."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
-from fake_probe import probe, values
+from fake_probe import compared, probe, values
 
 from qbench.metrics.catalog import METRICS
-from qbench.report import answer, front, verdict
-from qbench.report.formats import Format, formats, recommended, smallest, tier
+from qbench.report import answer, front, layers, shrink, verdict
+from qbench.report import formats as kept
+from qbench.report.formats import Format, arms, formats, recommended, smallest, tier
 from qbench.report.hard import hard
 from qbench.report.sheets import sheets
 from qbench.report.shrink import bytes_after
 from qbench.report.view import Arm, Row, View, view
+from qbench.results.run import Run
 
 
 @cache
@@ -145,3 +149,59 @@ def test_a_format_that_another_beats_in_size_and_kld_is_left_to_the_page() -> No
     assert worse in answer.worth([worse, one("int8/channel")])
     beaten = replace(worse, bytes=2e6)
     assert beaten not in answer.worth([beaten, one("int8/channel")])
+
+
+def test_what_a_checkpoint_was_quantized_to_is_a_table_of_its_own() -> None:
+    """And no row of it is taken for the whole model."""
+    seen = view(compared())
+    packed, stored = shrink.stored_tables(seen)
+    assert packed.caption == "What tiny-w4 was quantized to, by gptq"
+    assert packed.rows == (("int4/block:32", "28", "972\u202f426", "0.547", "4.50"),)
+    assert "tiny-w4" in stored.caption
+    candidate = next(arm for arm in arms(seen) if arm.name == "candidate")
+    assert kept.stored(seen, candidate).n == 30  # type: ignore[union-attr]
+
+
+def only(what: str, scopes: str = "") -> Run:
+    """A probe's cells that measured `what`; with `scopes` those whose treatment is of one of these and nothing else."""
+    run = probe()
+    specs = {name: attempt.closing.spec["measurement"] for name, attempt in run.cells.items()}  # type: ignore[index]
+    chosen = {name for name, asked in specs.items() if asked["what"] == what and _within(asked, scopes.split())}
+    return replace(run, cells={name: attempt for name, attempt in run.cells.items() if name in chosen})
+
+
+def _within(asked: Mapping[str, Any], scopes: Sequence[str]) -> bool:
+    assign = asked["treatment"]["assign"] if scopes else {}
+    return not scopes or (bool(assign) and {key.partition(":")[2] for key in assign} <= set(scopes))
+
+
+def test_where_no_file_gets_smaller_the_cache_is_the_answer() -> None:
+    """K8V4 has fewer bits, and is only marginal; what quantizes one half alone is no answer."""
+    said = answer.lines(only("loss", "kv keys values boundaries"))[0]
+    assert said.startswith(
+        "Keys and values: the fewest bits that are safe are those of KV8, 8.25 bits a value. It costs: KLD"
+    )
+    harmed = [one for one in formats(view(only("loss", "kv keys values boundaries"))) if one.name != "KV8"]
+    assert "nothing measured is safe. The fewest bits that are marginal: K8V4" in verdict.headline(harmed)
+
+
+def test_where_only_layers_were_looked_at_they_are_the_answer() -> None:
+    first, conditions, head, *rows, _ = answer.lines(only("sensitivity"))
+    assert first.startswith("Alone, ")
+    assert "costs most: +" in first
+    assert conditions.startswith("Measured on ")
+    assert head.split()[:3] == ["format", "costs", "most"]
+    assert len(rows) == len(layers.sweeps(view(only("sensitivity"))))
+
+
+def test_all_groups_that_stand_out_are_counted_and_the_first_eight_listed() -> None:
+    rows = [
+        Row(arm="model", seed=0, what="sensitivity", site=f"blocks.{i}.mlp.in", scope=f"layers.{i}", quantizer="int4",
+            values={"loss_increase": 1.0 - i / 100, "floor/window": 0.01})
+        for i in range(12)
+    ]  # fmt: skip
+    arm = Arm(name="model", style=0, model={"arch": "pretrained"}, training=None, seeds=(0,))
+    (sweep,) = layers.sweeps(View(arms=(arm,), rows=tuple(rows), cells=(), manifest={}))
+    assert sweep.first == ("blocks.0.mlp.in", "+1.0 ± 0.020", "12 of 12")
+    assert sweep.most_kept == 8
+    assert all("layers.7" in text and "layers.8" not in text for _, text in sweep.excluded)

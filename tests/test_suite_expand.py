@@ -213,7 +213,6 @@ def test_calibration_data_concern_only_quantizers_that_look_at_them(write: Write
     assert asked == {"loss, static": data, "error of int8/tensor+static on activation at kv": data}
 
 
-@pytest.mark.xfail(strict=True, reason="expand.calibration leaves overlap out: overlap: true allows nothing")
 def test_allowing_an_overlap_reaches_whoever_checks_for_one(write: Write) -> None:
     suite = write(TEXT, ("notes.txt, windows: 4", "notes.txt, windows: 4, overlap: true"))
     assert calibration(suite, HERE)["calibration"]["overlap"] is True

@@ -2,8 +2,8 @@
 
 import io
 import math
-from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import torch
 from libraries import library
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qbench.metrics.catalog import METRICS
 from qbench.quant.kernels import KERNELS, available
+from qbench.suite.judge import Costs
 from qbench.suite.kernels import Trial, disk_bytes, kernel_values, timed
 
 for package in ("torchao", "bitsandbytes"):
@@ -60,11 +61,11 @@ def in_blocks(name: str, _layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def measure(model: nn.Module) -> Mapping[str, float]:
+def measure(model: nn.Module) -> Costs:
     logs = model(WINDOWS[:, :-1]).double().log_softmax(-1)
-    loss = -logs.gather(-1, WINDOWS[:, 1:, None]).mean()
-    kld = (REFERENCE.exp() * (REFERENCE - logs)).sum(-1).mean()
-    return {"loss": float(loss), "kld": float(kld)}
+    loss = -logs.gather(-1, WINDOWS[:, 1:, None]).mean((1, 2)).numpy()
+    kld = (REFERENCE.exp() * (REFERENCE - logs)).sum(-1).mean(1).numpy()
+    return Costs({"loss": float(loss.mean()), "kld": float(kld.mean())}, {"loss": loss, "kld": kld})
 
 
 def trial(**changed: object) -> Trial:
@@ -73,7 +74,7 @@ def trial(**changed: object) -> Trial:
         "select": in_blocks,
         "measure": measure,
         "inputs": WINDOWS[:2, :-1],
-        "floors": {"loss": 0.02, "kld": 0.02},
+        "floor": 0.02,
         "repeats": 3,
     }
     return Trial(**{**usual, **changed})  # type: ignore[arg-type]
@@ -92,7 +93,7 @@ def test_every_kernel_that_runs_here_is_measured(kernel: str) -> None:
     assert values["kld"] > 0
     assert values["latency_ms"] > 0
     assert (values["latency/batch"], values["latency/length"]) == (2, LENGTH)
-    real, simulated = measure(quantized(kernel)), values["loss"] - values["simulation_gap"]
+    real, simulated = measure(quantized(kernel)).values, values["loss"] - values["simulation_gap"]
     assert real["loss"] == pytest.approx(values["loss"], abs=1e-6)
     assert simulated == pytest.approx(real["loss"], abs=0.05)
 
@@ -106,26 +107,54 @@ def quantized(kernel: str) -> nn.Module:
 
 
 def test_an_equal_kernel_has_no_gap() -> None:
-    outcome = kernel_values("torchao/intx4.asym-group:32", trial(floors={"loss": 1e-5, "kld": 1e-5}))
+    outcome = kernel_values("torchao/intx4.asym-group:32", trial(floor=1e-5))
     assert abs(outcome.values["simulation_gap"]) < 1e-5
     assert outcome.values["simulation_gap/flagged"] == 0
     assert outcome.warnings == ()
 
 
+def is_real(model: nn.Module) -> bool:
+    """Whether a library's own layers are in it."""
+    return any(type(m) is not nn.Linear or type(m.weight) is not nn.Parameter for m in model.modules() if _named(m))
+
+
+def _named(module: nn.Module) -> bool:
+    return "Linear" in type(module).__name__
+
+
+def shifted(by: np.ndarray | float) -> Trial:
+    """Both lose 1 to 2 nats a window, the kernel `by` more."""
+    windows = np.linspace(1, 2, 16)
+
+    def found(model: nn.Module) -> Costs:
+        loss = windows + (by if is_real(model) else 0.0)
+        return Costs({"loss": float(loss.mean())}, {"loss": loss})
+
+    return trial(measure=found, floor=1e-6)
+
+
 def test_a_gap_above_the_floor_is_flagged_and_explained() -> None:
-    outcome = kernel_values("bitsandbytes/int8", trial(floors={"loss": 1e-9, "kld": 1e-9}))
-    assert abs(outcome.values["simulation_gap"]) > 1e-9
+    outcome = kernel_values("bitsandbytes/int8", shifted(1e-4))
+    assert outcome.values["simulation_gap"] == pytest.approx(1e-4)
+    assert outcome.values["simulation_gap/floor"] == 1e-6
     assert outcome.values["simulation_gap/flagged"] == 1
     assert outcome.warnings[0].startswith("bitsandbytes/int8 and the simulation of int8/channel differ: loss by ")
     assert "known: its weights: weights are rounded to float16 first" in outcome.warnings[0]
 
 
-def test_a_loss_that_is_no_number_is_flagged() -> None:
-    def broken(model: nn.Module) -> Mapping[str, float]:
-        real = any(type(part.weight) is not nn.Parameter for part in model.modules() if isinstance(part, nn.Linear))
-        return {"loss": math.nan if real else 1.0}
+@pytest.mark.parametrize(("mean", "flagged"), [(0.0, 0.0), (0.4, 0.0), (0.6, 1.0)])
+def test_a_gap_that_windows_do_not_agree_on_is_noise(mean: float, flagged: float) -> None:
+    """Sixteen differences of standard deviation 1: two standard errors are 0.5."""
+    noise = np.random.default_rng(0).normal(size=16)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    outcome = kernel_values("torchao/int8-dynamic", shifted(mean + noise))
+    assert outcome.values["simulation_gap/floor"] == pytest.approx(0.5)
+    assert outcome.values["simulation_gap"] == pytest.approx(mean)
+    assert outcome.values["simulation_gap/flagged"] == flagged
 
-    outcome = kernel_values("torchao/int8-weight-only", trial(measure=broken))
+
+def test_a_loss_that_is_no_number_is_flagged() -> None:
+    outcome = kernel_values("torchao/int8-weight-only", shifted(math.nan))
     assert outcome.values["simulation_gap/flagged"] == 1
 
 
@@ -136,7 +165,7 @@ def test_activations_are_part_of_the_simulation() -> None:
 
 
 def test_a_kernel_that_runs_in_one_dtype_says_that_it_cast() -> None:
-    outcome = kernel_values("torchao/mxfp8-emulated", trial(floors={}))
+    outcome = kernel_values("torchao/mxfp8-emulated", trial())
     assert outcome.warnings == ("cast to bfloat16: torchao/mxfp8-emulated runs in nothing else",)
     plain = sum(p.numel() for p in Tiny().parameters()) * 2
     assert 0 <= outcome.values["bytes/memory/unquantized"] - plain < 1000  # rotary tables

@@ -154,15 +154,11 @@ def test_a_mistake_is_found_placed_and_explained(read: Read, old: str, new: str,
     assert [one for one in found if one[1] in (key, "models.1.reference")] == found
 
 
-@pytest.mark.xfail(strict=True, reason="the reference of the second arm of a name is blamed at the place of the first")
 def test_of_two_arms_of_one_name_the_second_is_blamed(read: Read) -> None:
     text, line = changed("name: base", "name: small")
-    assert [one[:2] for one in mistakes(read, text)] == [(line + 1, "models.1.name"), (line + 1, "models.1.reference")]
+    assert [one[:2] for one in mistakes(read, text)] == [(line + 1, "models.1.name")]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a stride above the context is found by the worker, cell by cell, not in the file"
-)
 def test_a_stride_above_the_context_is_a_mistake_of_the_file(read: Read) -> None:
     text, line = changed("stride: 8", "stride: 17")
     assert [one[:2] for one in mistakes(read, text)] == [(line, "evaluate.stride")]
@@ -304,9 +300,6 @@ def test_a_parameter_that_holds_nothing_is_asked_for_by_name(read: Read) -> None
     assert (line, "models.0.load", "parameter 'model' holds nothing; give it one with --set model=VALUE") in found
 
 
-@pytest.mark.xfail(
-    strict=True, reason="without its model, the entry counts as one that is trained: five more mistakes follow"
-)
 def test_a_shipped_suite_without_its_model_says_only_that() -> None:
     with pytest.raises(BadSuite) as caught:
         load(SUITES / "deploy-lm.yaml")

@@ -1,6 +1,6 @@
 """The named places of any live module: site names where it has them, of ours or of its family, else its modules."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from torch import nn
@@ -27,7 +27,7 @@ def places(model: nn.Module) -> Mapping[str, Place]:
         return as_places(cast(Mapping[str, nn.Module], own()))
     if _named(model):
         return foreign_places(model)
-    leaf = {name: module for name, module in model.named_modules() if next(module.children(), None) is None}
+    leaf = {name: module for name, module in _modules(model) if next(module.children(), None) is None}
     return as_places({name or ITSELF: module for name, module in leaf.items()})
 
 
@@ -38,7 +38,7 @@ def matrices(model: nn.Module) -> Mapping[str, Matrix]:
         return as_matrices(cast(Mapping[str, nn.Parameter], own()))
     if _named(model):
         return foreign_matrices(model)
-    found: dict[str, Any] = {name or ITSELF: getattr(m, "weight", None) for name, m in model.named_modules()}
+    found: dict[str, Any] = {name or ITSELF: getattr(m, "weight", None) for name, m in _modules(model)}
     return as_matrices({name: w for name, w in found.items() if isinstance(w, nn.Parameter) and w.dim() == 2})
 
 
@@ -73,7 +73,7 @@ def _in_scope(model: nn.Module, kind: Kind, scope: str, raw: tuple[str, ...]) ->
     if scope == "all":
         return raw
     if scope == "weights" and kind == "weight":
-        lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+        lists = [name for name, module in _modules(model) if isinstance(module, nn.ModuleList)]
         return tuple(name for name in raw if any(name.startswith(f"{one}.") for one in lists)) or raw
     raise NoScope(f"the scope {scope!r} means nothing in a model without site names; {unnamed(model)}")
 
@@ -90,6 +90,12 @@ def unnamed(model: nn.Module) -> str:
         f"model_type {config['model_type']!r} has no site names: its places go by module names, scopes do not apply; "
         f"known: {', '.join(FAMILIES)}"
     )
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Named as their own library names them, and so do the files: without the wrapper of a pretrained model."""
+    inner = getattr(model, "hf", model)
+    return inner.named_modules()
 
 
 def _named(model: nn.Module) -> bool:

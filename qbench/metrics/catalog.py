@@ -136,6 +136,10 @@ METRICS: Mapping[str, Metric] = {
     "latency/threads": Metric("count", "evidence", "CPU threads of a timed forward pass"),
     "simulation_gap": Metric("nats/token", "evidence", "loss with the kernel minus loss with its simulation"),
     "simulation_gap/kld": Metric("nats/token", "evidence", "kld with the kernel minus kld with its simulation"),
+    "simulation_gap/floor": Metric(
+        "nats/token", "evidence", "the gap that is noise: the numerical floor, or two standard errors over windows"
+    ),
+    "simulation_gap/kld/floor": Metric("nats/token", "evidence", "the same for the gap of kld"),
     "simulation_gap/flagged": Metric("1", "evidence", "1 where a gap to the simulation exceeds its noise floor"),
     "layers_left": Metric("count", "evidence", "linear layers that the kernel left alone"),
     # Optimizer state in few bits

@@ -42,7 +42,7 @@ def _compressed(config: Config, stem: str, parts: dict[str, StoredTensor]) -> Pa
     else:
         shape = (*codes.shape[:-1], codes.shape[-1] * (2 if codes.name.endswith("_packed") else 1))
     bits = int(how["num_bits"])
-    grid = f"int{bits}" + (".full" if how.get("symmetric", True) else ".asym")
+    grid = f"int{bits}" + (".middle" if how.get("symmetric", True) else ".asym")
     if how.get("type") == "float":
         grid = {4: "e2m1", 8: "e4m3"}.get(bits, f"float{bits}")
     return Packed(
@@ -84,12 +84,12 @@ def inputs(how: Mapping[str, Any] | None) -> str:
     """A quantizer's name for `input_activations`, and whether its scales are stored.
 
     >>> inputs({"num_bits": 8, "type": "int", "strategy": "token", "symmetric": True, "dynamic": True})
-    'int8.full/token'
+    'int8.middle/token'
     """
     if not how:
         return ""
     bits = int(how.get("num_bits", 8))
-    grid = f"int{bits}" + (".full" if how.get("symmetric", True) else ".asym")
+    grid = f"int{bits}" + (".middle" if how.get("symmetric", True) else ".asym")
     if how.get("type") == "float":
         grid = {4: "e2m1", 8: "e4m3"}.get(bits, f"float{bits}")
     strategy = str(how.get("strategy") or "tensor")
@@ -184,10 +184,10 @@ def _tensor(name: str, entry: Mapping[str, Any], parts: dict[str, StoredTensor],
 def _torchao_inputs(said: Mapping[str, Any]) -> str:
     """A quantizer's name where torchao's settings have one, else its own words."""
     if isinstance(words := said.get("activation_quantization"), str):
-        return {"int8_asym_per_token": "int8.asym/token", "int8_sym_per_token": "int8.full/token"}.get(words, words)
+        return {"int8_asym_per_token": "int8.asym/token", "int8_sym_per_token": "int8.middle/token"}.get(words, words)
     if not (kwargs := said.get("act_quant_kwargs")):
         return ""
-    grid = {"QuantizeTensorToInt8Kwargs": "int8.full", "QuantizeTensorToFloat8Kwargs": "e4m3"}.get(kwargs["_type"])
+    grid = {"QuantizeTensorToInt8Kwargs": "int8.middle", "QuantizeTensorToFloat8Kwargs": "e4m3"}.get(kwargs["_type"])
     granularity = dict(kwargs["_data"].get("granularity") or {}).get("_type")
     size = {"PerRow": "token", "PerTensor": "tensor"}.get(str(granularity))
     return f"{grid}/{size}" if grid and size else str(kwargs["_type"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from qbench.report import conditions, hard, pareto, probe, verdict
+from qbench.report import conditions, hard, layers, pareto, probe, verdict
 from qbench.report.formats import CLASSES, Format, formats
 from qbench.report.view import View, view
 from qbench.report.words import THIN, counted
@@ -21,8 +21,8 @@ def lines(run: Run) -> list[str]:
     failed = counted(len(run.failed), "cell") + " could not be measured; the page says why" if run.failed else ""
     said = [
         probe.headline(seen, found),
-        conditions.sentence(seen, costs=bool(found)),
-        *(_table(found) if found else _tensors(seen)),
+        conditions.sentence(seen),
+        *(_table(found) if found else _tensors(seen) or _sweeps(seen)),
         failed,
         f"page: {run.folder / PAGE}",
     ]
@@ -47,6 +47,12 @@ def _tensors(seen: View) -> list[str]:
     return _aligned([table.columns, *table.rows[:MOST]]) if table else []
 
 
+def _sweeps(seen: View) -> list[str]:
+    """What layers cost alone, where nothing else was measured."""
+    rows = [(one.name, *one.first) for one in layers.sweeps(seen) if one.first]
+    return _aligned([("format", "costs most", "alone, nats", "groups that cost"), *rows]) if rows else []
+
+
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns of one width, the first one to the left."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -58,14 +64,23 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def worth(found: Sequence[Format]) -> list[Format]:
-    """Without those that another format of the same kind beats in both size and KLD."""
-    kept: list[Format] = []
-    for kind in CLASSES:
-        same = [one for one in found if one.kind == kind and "kld" in one.values]
-        sizes = [(one.bytes or one.row.bits or 0.0, one.values["kld"]) for one in same]
-        chosen = set(pareto.front(sizes))
-        kept += [one for i, one in enumerate(same) if i in chosen]
-    return kept
+    """Without those that another format of the same parts of the model beats in both size (or bits) and KLD.
+
+    Where files change, in the order given; else the whole cache before its halves, least KLD first.
+    """
+    groups: dict[tuple[int, bool, tuple[str, ...]], list[Format]] = {}
+    for one in found:
+        if "kld" in one.values:
+            parts = () if one.bytes or one.whole_cache else tuple(one.assign)
+            groups.setdefault((CLASSES.index(one.kind), not one.whole_cache, parts), []).append(one)
+    return [one for key in sorted(groups) for one in _best(groups[key])]
+
+
+def _best(same: Sequence[Format]) -> list[Format]:
+    sizes = [(one.bytes or one.row.bits or 0.0, one.values["kld"]) for one in same]
+    chosen = set(pareto.front(sizes))
+    kept = [one for i, one in enumerate(same) if i in chosen]
+    return kept if any(one.bytes for one in kept) else sorted(kept, key=lambda one: one.values["kld"])
 
 
 def _row(one: Format, several: bool) -> tuple[str, ...]:

@@ -20,11 +20,11 @@ def judged(seen: View) -> Mapping[str, Any]:
     return next((s for s in specs if part(s, "measurement").get("what") == "loss"), specs[0] if specs else {})
 
 
-def sentence(seen: View, *, costs: bool) -> str:
-    """What the first screen's numbers are of; `costs` where they are losses."""
+def sentence(seen: View) -> str:
+    """What the first screen's numbers are of."""
     spec = judged(seen)
     model = listed([_named(arm) for arm in arms(seen)])
-    if not costs:
+    if not any("loss_increase" in row.values for row in (*seen.select("loss"), *seen.select("sensitivity"))):
         return f"Tensors of {model}. What quantizing them costs in loss was not measured."
     data = part(spec, "data")
     device = f" on {spec['device']}" if spec.get("device") else ""

@@ -43,6 +43,12 @@ class Format:
         return _kind(self.assign)
 
     @property
+    def whole_cache(self) -> bool:
+        """Keys and values are both quantized, and nothing else."""
+        halves = {"activation:keys", "activation:values"}
+        return self.kind == "cache" and ("activation:kv" in self.assign or halves <= set(self.assign))
+
+    @property
     def smaller(self) -> float:
         """How many times smaller the files are; 0 where that is not known."""
         return self.stored / self.bytes if self.bytes else 0.0
@@ -102,7 +108,7 @@ def arms(seen: View) -> list[Arm]:
 
 def stored(seen: View, arm: Arm) -> Row | None:
     """The record of the whole model's files."""
-    return next((row for row in seen.select("model", arm=arm.name, site="")), None)
+    return next((row for row in seen.select("model", arm=arm.name, site="", scope="")), None)
 
 
 def formats(seen: View) -> list[Format]:
@@ -178,6 +184,13 @@ def _kind(assign: Mapping[str, str]) -> str:
 def smallest(found: Sequence[Format], word: str) -> Format | None:
     """The format of this tier with the smallest files."""
     return min((one for one in found if one.tier == word and one.bytes), key=lambda one: one.bytes, default=None)
+
+
+def fewest_bits(found: Sequence[Format]) -> Format | None:
+    """Of formats of the whole cache the one with the fewest bits in the best tier that any reaches."""
+    whole = [one for one in found if one.whole_cache and one.row.bits]
+    best = next((word for word in TIERS if any(one.tier == word for one in whole)), "")
+    return min((one for one in whole if one.tier == best), key=lambda one: one.row.bits or 0.0, default=None)
 
 
 def recommended(found: Sequence[Format]) -> Format | None:

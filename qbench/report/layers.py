@@ -9,7 +9,7 @@ from markupsafe import Markup
 from qbench.capture.exclude import SYNTAXES, Exclusion, Linears, exclusion
 from qbench.report.svg import number as coordinate
 from qbench.report.tables import NONE, Table
-from qbench.report.verdict import nats
+from qbench.report.verdict import nats, signed
 from qbench.report.view import Row, View
 from qbench.report.words import counted, number
 
@@ -24,9 +24,16 @@ WIDTH, HEIGHT, MIDDLE = 220, 18, 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """One sweep: its table with bars, what it says in a sentence, and the list to exclude in every syntax."""
+    """One sweep: its table with bars, what it says in a sentence, and the list to exclude in every syntax.
+
+    `first` is the group that costs most alone, its nats with two standard errors, and how many of the groups stand
+    out; empty where none was measured exactly. `most_kept` is how many groups the list names where more stand out.
+    """
 
     name: str
+    first: tuple[str, ...]
+    most: float
+    most_kept: int
     table: Table
     summary: str
     excluded: tuple[tuple[str, str], ...]
@@ -47,14 +54,34 @@ def _layers(name: str, rows: Sequence[Row]) -> Layers:
         (row for row in units if "loss_increase" in row.values), key=lambda row: -row.values["loss_increase"]
     )
     guessed = sorted((row for row in units if row not in exact), key=lambda row: -row.values.get(FISHER, 0.0))
-    clear = [row for row in exact if stands_out(row)][:MOST_KEPT]
-    listing = _listing(rows, units, clear)
+    clear = [row for row in exact if stands_out(row)]
+    listing = _listing(rows, units, clear[:MOST_KEPT])
     return Layers(
         name=name,
+        first=_first(exact, len(clear)),
+        most=exact[0].values["loss_increase"] if exact else 0.0,
+        most_kept=MOST_KEPT if len(clear) > MOST_KEPT else 0,
         table=_table(name, exact, guessed),
         summary=_summary(exact, guessed, clear) + _ranking(rows),
         excluded=tuple((tool, spell(listing)) for tool, spell in SYNTAXES.items()) if clear else (),
     )
+
+
+def _first(exact: Sequence[Row], clear: int) -> tuple[str, ...]:
+    if not exact:
+        return ()
+    values = exact[0].values
+    cost = f"{signed(values['loss_increase'])} \u00b1 {nats(2 * values.get('floor/window', 0.0))}"
+    return exact[0].site, cost, f"{clear} of {len(exact)}"
+
+
+def headline(seen: View) -> str:
+    """Of a run that looked at single layers alone: which one, under which format, costs most."""
+    worst = max(sweeps(seen), key=lambda one: one.most, default=None)
+    if worst is None or not worst.first:
+        return "No layer was measured alone."
+    site, cost, clear = worst.first
+    return f"Alone, {site} costs most: {cost} nats under {worst.name}, where {clear} groups of layers stand out."
 
 
 def _listing(rows: Sequence[Row], units: Sequence[Row], clear: Sequence[Row]) -> Exclusion:

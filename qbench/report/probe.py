@@ -88,6 +88,8 @@ def headline(seen: View, found: Sequence[Format]) -> str:
         return verdict.headline(found)
     if seen.select("error", kind="weight"):
         return hard.headline(seen)
+    if seen.select("sensitivity"):
+        return layers.headline(seen)
     return "No answer: no cost of any format was measured. What went wrong stands below."
 
 
@@ -102,7 +104,7 @@ def _first_screen(run: Run, seen: View, found: Sequence[Format]) -> dict[str, An
         "question": str(asked.get("question") or "What can this model be shipped in?"),
         "headline": headline(seen, found),
         "points": verdict.points(found),
-        "sentence": conditions.sentence(seen, costs=bool(found)),
+        "sentence": conditions.sentence(seen),
         "profile": conditions.profile(run),
         "files": verdict.files(found, several),
         "flows": verdict.flows(found, several),

@@ -58,10 +58,35 @@ def _row(row: Row, found: Bytes) -> tuple[str, ...]:
 
 
 def stored_tables(seen: View) -> list[Table]:
-    """Where the bytes of every model's files are now; a base stands beside its candidate and not alone."""
+    """Where the bytes of every model's files are now, and in what formats those of one quantized elsewhere.
+
+    A base stands beside its candidate and not alone.
+    """
     bases = {base.name for arm in arms(seen) if (base := base_of(seen, arm))}
-    tables = [_as_stored(seen, arm) for arm in arms(seen) if arm.name not in bases]
+    shown = [arm for arm in arms(seen) if arm.name not in bases]
+    tables = [made(seen, arm) for arm in shown for made in (_packed, _as_stored)]
     return [table for table in tables if table]
+
+
+def _packed(seen: View, arm: Arm) -> Table | None:
+    rows = seen.select("model", arm=arm.name, scope="packed")
+    if not rows:
+        return None
+    return Table(
+        caption=f"What {arm.model.get('name', arm.name)} was quantized to, by {arm.model.get('quantized')}",
+        columns=("format", "matrices", "parameters", "MB", "bits a parameter, scales included"),
+        rows=tuple(
+            (
+                row.quantizer,
+                str(row.n),
+                number(row.values["parameters"]),
+                number(row.values["bytes/stored"] / MEGA),
+                NONE if row.bits is None else number(row.bits),
+            )
+            for row in _largest(rows)
+        ),
+        words=(0,),
+    )
 
 
 def _as_stored(seen: View, arm: Arm) -> Table | None:

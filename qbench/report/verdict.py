@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from qbench.report import plain
-from qbench.report.formats import JUDGED, TIERS, Format, recommended, smallest
+from qbench.report.formats import JUDGED, TIERS, Format, fewest_bits, recommended, smallest
 from qbench.report.tables import NONE, Table
 from qbench.report.words import THIN, counted, fixed, listed, number
 
@@ -58,16 +58,27 @@ def headline(found: Sequence[Format]) -> str:
     """One or two sentences: the smallest files that are safe, or what comes nearest to it."""
     best = recommended(found)
     if best is None:
-        return "Nothing here was measured that makes the files smaller."
+        return _of_cache(fewest_bits(found))
     files = f"{best.name}, {megabytes(best.bytes)}"
     if best.kind == "checkpoint":
         size = f", {number(best.smaller, 2)}× smaller than its base" if best.smaller else ""
         return f"{files}{size}: {best.tier} here. {_costs(best)}"
     of = {"weights": " weights"}.get(best.kind, "")
-    size = f"{best.name}{of}, {megabytes(best.bytes)}, {number(best.smaller, 2)}× smaller than the files now"
+    than = f", {number(best.smaller, 2)}× smaller than the files now" if best.smaller else ""
+    size = f"{best.name}{of}, {megabytes(best.bytes)}{than}"
     if best.tier == "safe":
         return f"The smallest that is safe: {size}. {_costs(best)}"
     return f"Nothing measured is safe. The smallest that is {best.tier}: {size}. {_costs(best)}"
+
+
+def _of_cache(best: Format | None) -> str:
+    """The answer where nothing makes the files smaller."""
+    if best is None:
+        return "Nothing here was measured that makes the files smaller."
+    what = f"{best.name.removesuffix(' @ kv')}, {number(best.row.bits or 0.0)} bits a value"
+    if best.tier == "safe":
+        return f"Keys and values: the fewest bits that are safe are those of {what}. {_costs(best)}"
+    return f"Keys and values: nothing measured is safe. The fewest bits that are {best.tier}: {what}. {_costs(best)}"
 
 
 def _costs(one: Format) -> str:

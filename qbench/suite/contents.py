@@ -1,6 +1,6 @@
 """What the files of a model hold: where its bytes are, and what a treatment of its weights makes of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -21,7 +21,7 @@ def model_answer(cell: Cell) -> Answer:
     """One record for each kind of tensor, and one for the whole model."""
     start = perf_counter()
     folder = look(cell.sources["model"])
-    found = _bytes(folder, {})
+    found = table(_parts(folder), tied=_tied(folder))
     records = [
         Record(
             cell=cell.id,
@@ -49,21 +49,29 @@ def model_answer(cell: Cell) -> Answer:
 
 def treated_bytes(source: str | Path, matrices: Matrices) -> Bytes:
     """The bytes of a model whose named weights are stored as their quantizers say."""
+    folder = look(source)
+    kept = {name for part in _parts(folder) for name in part.matrices()}
     treatment: dict[str, Stored] = {}
     for site, (matrix, quantizer) in matrices.items():
-        treatment[site] = Stored(quantizer.bits_per_value(matrix.read().shape), quantizer.spec.bits)
-    return _bytes(look(source), treatment)
+        stored = Stored(quantizer.bits_per_value(matrix.read().shape), quantizer.spec.bits)
+        treatment |= dict.fromkeys(_as_kept(site, kept), stored)
+    return table(_parts(folder), treatment, tied=_tied(folder))
 
 
-def _bytes(folder: Folder, treatment: Mapping[str, Stored]) -> Bytes:
+def _as_kept(site: str, kept: set[str]) -> tuple[str, ...]:
+    """The matrices of the files that one of the loaded model is made of: experts' gate and up lie apart in files."""
+    if site in kept or not site.endswith(".gate_up"):
+        return (site,)
+    stem = site.removesuffix("gate_up")
+    return (f"{stem}pre", f"{stem}up")
+
+
+def _parts(folder: Folder) -> list[Part]:
+    """Every tensor once; of a checkpoint quantized elsewhere each weight with all that it is decoded from."""
+
     def site(name: str) -> str | None:
         return weight_site(name, folder.config) or _raw(name)
 
-    return table(_parts(folder, site), treatment, tied=_tied(folder))
-
-
-def _parts(folder: Folder, site: Callable[[str], str | None]) -> list[Part]:
-    """Every tensor once; of a checkpoint quantized elsewhere each weight with all that it is decoded from."""
     stored = layout(folder)
     packed = finished(folder.config, stored)
     weights = packed.weights.values() if packed else ()
@@ -95,13 +103,16 @@ def _said(folder: Folder) -> tuple[str, ...]:
     if packed is None:
         return ()
     inputs = sorted({group.activations for group in packed.groups if group.activations})
-    left = f"{len(packed.left)} matrices are not quantized" if packed.left else ""
+    left = f"not quantized: {_some(packed.left)}" if packed.left else ""
     cache = f"its keys and values are {packed.cache} when it runs; here they are not" if packed.cache else ""
     stored = [name for name in inputs if " " in name]  # with a stored scale, which is not applied
-    runs = (
-        f"its inputs are {', '.join(inputs)} when it runs{', here not' if stored else ', and here'}" if inputs else ""
-    )
+    where = "here not" if stored else "and here"
+    runs = f"its inputs are {', '.join(inputs)} when it runs, {where}" if inputs else ""
     return tuple(filter(None, (f"quantized elsewhere by {packed.method}", left, runs, cache)))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _raw(name: str) -> str | None:

@@ -27,12 +27,12 @@ def find(suite: Suite) -> dict[str, Found]:
     Raises BadModel for a model that cannot be read, or two whose tokenizers do not go together.
     """
     found = {arm.name: found_model(arm.model) for arm in suite.arms if isinstance(arm.model, Pretrained)}
-    if suite.evaluate.windows:
-        _expect_fit(suite, found)
     for arm in suite.arms:
         if arm.reference:
             base = found[arm.reference].model if arm.reference in found else saved(Path(arm.reference))
             found[arm.name] = _compared(found[arm.name], base, arm)
+    if suite.evaluate.windows:
+        _expect_fit(suite, found)
     return found
 
 
@@ -40,15 +40,25 @@ def _expect_fit(suite: Suite, found: Mapping[str, Found]) -> None:
     """Raises BadModel unless image classifiers are judged on images, and language models on texts."""
     has = "images" if is_images(suite.data) else "text"
     for name, one in found.items():
-        wants = "images" if one.model["task"] == "image-classification" else "text"
+        wants = _reads(one.model)
         if wants != has and "reference_windows" not in one.model:
             example = "digits or images:FOLDER" if wants == "images" else "text:FILE"
             raise BadModel(f"{name} reads {wants}, and {suite.data_name} is {has}; give it data such as {example}")
 
 
+def _reads(model: Mapping[str, Any]) -> str:
+    """What a model reads; a saved reference, which names no task, is of text."""
+    return "images" if model.get("task") == "image-classification" else "text"
+
+
 def _compared(candidate: Found, base: Mapping[str, Any], arm: Arm) -> Found:
     """The candidate, with what it is compared with."""
-    if not candidate.model["tokenizer"]:
+    if _reads(candidate.model) != _reads(base):
+        raise BadModel(
+            f"{arm.name} reads {_reads(candidate.model)}, and its reference reads {_reads(base)}: there is nothing "
+            "to compare"
+        )
+    if _reads(base) == "text" and not candidate.model["tokenizer"]:
         raise BadModel(
             f"{arm.name} has no tokenizer beside its weights; copy its base's tokenizer.json into the folder"
         )

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from statistics import median
 from time import perf_counter
 from types import MappingProxyType
 from typing import IO, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from qbench.quant.held import stored_bytes, tensors
 from qbench.quant.kernels import KERNELS, Kernel
 from qbench.quant.twin import simulate
 from qbench.quant.vendor import Applied, Select, apply, linearized
+from qbench.suite.judge import Costs
 
 GAPS: Mapping[str, str] = MappingProxyType({"loss": "simulation_gap", "kld": "simulation_gap/kld"})
 
@@ -28,15 +31,15 @@ class Trial:
         select: which of its linear layers to quantize.
         measure: the costs of a model on fixed data: `loss`, `kld` and what else the caller wants recorded.
         inputs: what one timed forward pass reads, int64 [batch, length] for text.
-        floors: changes of `loss` and `kld` that mean nothing; a gap to the simulation above its floor is flagged.
+        floor: the change of a window's loss that another order of summation makes.
         repeats: forward passes to take the median of.
     """
 
     fresh: Callable[[], nn.Module]
     select: Select
-    measure: Callable[[nn.Module], Mapping[str, float]]
+    measure: Callable[[nn.Module], Costs]
     inputs: Tensor
-    floors: Mapping[str, float]
+    floor: float
     repeats: int = 5
 
 
@@ -61,11 +64,12 @@ def kernel_values(kernel: str, trial: Trial) -> Outcome:
     applied = apply(kernel, real, trial.select)
     # Before the first forward pass: bitsandbytes on a CPU cannot save its 4-bit layers correctly after it.
     values: dict[str, float] = {"bytes/disk": disk_bytes(real), "bytes/disk/unquantized": disk_bytes(plain)}
-    values |= dict(trial.measure(real))
+    costs = trial.measure(real)
+    values |= dict(costs.values)
     values |= {"bytes/memory": _memory(real), "bytes/memory/unquantized": _memory(plain)}
     values |= timed(real, plain, trial.inputs, trial.repeats)
     linearized(plain, lambda name, _layer: name in applied.converted)
-    gaps, flags = _gaps(values, trial.measure(simulate(kernel, plain, applied.layers)), trial.floors)
+    gaps, flags = _gaps(costs, trial.measure(simulate(kernel, plain, applied.layers)), trial.floor)
     values |= gaps | {"sites_touched": len(applied.layers), "layers_left": len(applied.left)}
     values["bits_per_value/quantized"] = applied.bits_per_weight
     said = [f"cast to {_dtype(real)}: {kernel} runs in nothing else"] if changed else []
@@ -99,16 +103,27 @@ def _milliseconds(model: nn.Module, inputs: Tensor) -> float:
     return 1000 * (perf_counter() - start)
 
 
-def _gaps(
-    real: Mapping[str, float], simulated: Mapping[str, float], floors: Mapping[str, float]
-) -> tuple[dict[str, float], Sequence[str]]:
-    """Real minus simulated for each cost that both have, and what is above its floor, in words."""
-    gaps = {metric: real[metric] - simulated[metric] for metric in GAPS if metric in real and metric in simulated}
+def _gaps(real: Costs, simulated: Costs, floor: float) -> tuple[dict[str, float], Sequence[str]]:
+    """Real minus simulated for each cost that both have, and what is above its noise floor, in words.
+
+    The floor is the larger of the numerical one and of two standard errors of the difference over windows. The second
+    is needed where activations are quantized: the last bit of a sum decides codes that lie on a boundary, and torchao
+    puts the largest magnitude of every token on one.
+    """
+    gaps = {m: real.values[m] - simulated.values[m] for m in GAPS if m in real.values and m in simulated.values}
+    floors = {m: max(floor, _two_errors(real.vectors[m] - simulated.vectors[m])) for m in gaps}
     # Not `gap > floor`: a gap that is no number is the worst of all.
-    over = [metric for metric, gap in gaps.items() if metric in floors and not abs(gap) <= floors[metric]]
+    over = [metric for metric, gap in gaps.items() if not abs(gap) <= floors[metric]]
     flags = [f"{metric} by {gaps[metric]:+.2g}, the noise floor is {floors[metric]:.2g}" for metric in over]
     values = {GAPS[metric]: gap for metric, gap in gaps.items()}
+    values |= {f"{GAPS[metric]}/floor": found for metric, found in floors.items()}
     return values | {"simulation_gap/flagged": float(bool(over))}, flags
+
+
+def _two_errors(differences: np.ndarray) -> float:
+    """[windows] -> twice the standard error of the mean; 0 for a single window."""
+    n = len(differences)
+    return 2 * float(differences.std(ddof=1)) / sqrt(n) if n > 1 else 0.0
 
 
 def _because(row: Kernel) -> str:

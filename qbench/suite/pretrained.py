@@ -1,7 +1,7 @@
 """Cells about models from elsewhere: what their files hold, what flows through them, and what quantizing them costs."""
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from math import isfinite
 from time import perf_counter
@@ -115,8 +115,9 @@ class _Costs:
     def __init__(self, subject: Subject, measurement: Measurement) -> None:
         self.subject = subject
         self.judge = subject.judge(measurement)
-        self.reference = subject.reference(self.judge)
         self.paired = "reference" in subject.cell.sources
+        with nullcontext() if self.paired else subject.as_shipped():
+            self.reference = subject.reference(self.judge)
 
     def __call__(self, cells: Sequence[Cell], warnings: tuple[str, ...]) -> Answers:
         model, judge = self.subject.model, self.judge

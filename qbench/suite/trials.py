@@ -32,16 +32,15 @@ def kernel(cell: Cell, subject: Subject) -> Answer:
     judge = subject.judge(cell.measurement)
     reference = subject.reference(judge)
     plain = judge.plain(subject.model)
-    noise = {"loss": judge.floor(subject.model, plain)}
     chosen = _linears(subject)
     outcome = kernel_values(
         name,
         Trial(
             fresh=subject.fresh,
             select=lambda layer, _module: layer in chosen,
-            measure=lambda model: judge.against(model, reference).values,
+            measure=lambda model: judge.against(model, reference),
             inputs=judge.inputs(TIMED)[0][:TIMED].to(subject.machine.device),
-            floors=noise,
+            floor=judge.floor(subject.model, plain),
         ),
     )
     bits = outcome.values.get("bits_per_value/quantized")
