@@ -6,7 +6,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 START, END = "<!-- map -->\n", "<!-- end of map -->"
-ORDER = ["cli", "report", "suite", "train", "evaluate", "capture", "metrics", "models", "data", "quant"]
+ORDER = [
+    "cli",
+    "report",
+    "report/leaderboard",
+    "gate",
+    "suite",
+    "train",
+    "evaluate",
+    "capture",
+    "metrics",
+    "models",
+    "data",
+    "quant",
+]
 ORDER += ["results", "stats"]
 
 
@@ -17,7 +30,7 @@ def test_the_readme_has_every_module_with_its_own_words() -> None:
 
 
 def test_every_package_has_its_place_on_the_map() -> None:
-    packages = {path.parent.name for path in (ROOT / "qbench").glob("*/__init__.py")}
+    packages = {str(path.parent.relative_to(ROOT / "qbench")) for path in (ROOT / "qbench").glob("*/**/__init__.py")}
     assert packages == set(ORDER)
 
 

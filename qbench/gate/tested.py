@@ -140,6 +140,8 @@ def _more(policy: Policy, case: Case, found: Finding) -> str:
     things, have = ("seeds", found.seeds) if len(case.by_seed) > 1 else ("windows", found.n)
     if any(one.item for one in case.by_seed):
         things = "items"
+    if len(case.by_seed) > 1 and "windows" in found.reason:
+        return "needs more windows for each seed"
     if not found.needed_n or not have:
         return f"needs more {things}"
     text = f"needs {max(found.needed_n / have, 1.0):.1f}x more {things} ({found.needed_n})"
