@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,18 @@ def test_submission_yaml_says_what_is_wrong_where(folder: Path, old: str, new: s
     found = check(folder)
     assert not found.accepted
     assert said in "\n".join(found.faults)
+
+
+def test_a_submission_without_digests_is_told_what_they_are(folder: Path) -> None:
+    path = folder / "submission.yaml"
+    path.write_text(path.read_text().partition("digests:")[0])
+    found = check(folder)
+    assert not found.accepted
+    wanted = [sha256((folder / name).read_bytes()).hexdigest() for name in ("records.jsonl", "manifest.json")]
+    assert [fault.rpartition(": ")[2] for fault in found.faults] == wanted
+    lines = "".join(f"  {fault.partition('digests: ')[2]}\n" for fault in found.faults)
+    path.write_text(f"{path.read_text()}digests:\n{lines}")
+    assert check(folder).accepted
 
 
 def test_a_yaml_bomb_is_refused_before_it_grows(folder: Path) -> None:

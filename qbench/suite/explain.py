@@ -33,6 +33,8 @@ def checked(findings: Findings) -> tuple[SuiteForm, frozenset[str]]:
 def note(findings: Findings, base: Path, form: type[Form], fault: ErrorDetails) -> None:
     """Turn one of pydantic's errors about the part at `base` into a mistake that teaches."""
     loc, kind = fault["loc"], fault["type"]
+    if kind == "too_short" and len(fault["input"]) >= fault.get("ctx", {})["min_length"]:
+        return  # pydantic counts only the items that are right, and each wrong one has a mistake of its own
     if kind == "extra_forbidden":
         known = list(_form_at(form, loc[:-1]).model_fields)
         findings.add((*base, *loc), f"unknown key{suggestion(str(loc[-1]), known)} known: {', '.join(known)}", key=True)

@@ -81,7 +81,7 @@ class Submission(Form):
     links: Annotated[tuple[Link, ...], Field(max_length=10)] = ()
     provenance: Literal["self-attested", "reproduced"] = "self-attested"
     note: Annotated[str, Field(max_length=1000), AfterValidator(_text)] = ""
-    digests: Annotated[dict[str, str], AfterValidator(_digests)]
+    digests: Annotated[dict[str, str], AfterValidator(_digests), Field(default_factory=dict[str, str])]
     supersedes: Annotated[tuple[Supersedes, ...], Field(max_length=20)] = ()
 
 
@@ -115,6 +115,8 @@ def schema() -> dict[str, Any]:
     made["properties"]["submission"] |= {"const": VERSION}
     made["properties"]["links"]["items"] |= {"pattern": f"^{_LINK.pattern}$"}
     made["properties"]["digests"] |= {"required": list(SIGNED), "additionalProperties": {"pattern": "^[0-9a-f]{64}$"}}
+    made["properties"]["digests"].pop("default", None)
+    made["required"].append("digests")
     made["$defs"]["Supersedes"]["properties"]["submission"] |= {"pattern": f"^{_ID.pattern}$"}
     return {"$schema": SCHEMA, "$id": "submission.json", **made}
 
@@ -127,8 +129,10 @@ def digest(path: Path) -> str:
 
 def unsigned(folder: Path, submission: Submission) -> list[str]:
     """Files that are not what the submission says they are, with the line that would be right."""
+    right = {name: digest(folder / name) for name in SIGNED}
     return [
-        f"{name} is not the file that was submitted; if it is meant to be, write under digests: {name}: {right}"
+        f"{name} is {'not the file that was submitted' if name in submission.digests else 'not signed'}; if it is "
+        f"meant to be, write under digests: {name}: {right[name]}"
         for name in SIGNED
-        if submission.digests.get(name) != (right := digest(folder / name))
+        if submission.digests.get(name) != right[name]
     ]
