@@ -32,6 +32,7 @@ NAMES = ("continuation", "held_out")
 HARNESS = {  # our cost and the harness's own metric, one as a function of the other
     "task_error/acc": ("acc,none", lambda x: 1 - x),
     "task_error/acc_norm": ("acc_norm,none", lambda x: 1 - x),
+    "error_rate": ("acc_norm,none", lambda x: 1 - x),  # the first that counts right and wrong
     "task_bits_per_byte": ("bits_per_byte,none", float),
     "task_perplexity/byte": ("byte_perplexity,none", float),
     "task_perplexity/word": ("word_perplexity,none", float),
@@ -226,7 +227,7 @@ def test_groups_tags_and_metrics_of_other_kinds(model: tuple[HubModel, Any], tas
         done = evaluate(*model, Ask((name,), tmp_path, limit=4)).tasks
         assert [result.task for result in done] == ["one", "two"]
         assert {result.left_out for result in done} == {("brier_score",)}
-        assert [set(result.values) for result in done] == [{"task_error/acc"}] * 2
+        assert [set(result.values) for result in done] == [{"task_error/acc", "error_rate"}] * 2
 
 
 def test_text_without_spaces_has_a_cost_all_the_same(model: tuple[HubModel, Any], tmp_path: Path) -> None:

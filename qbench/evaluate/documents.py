@@ -1,7 +1,7 @@
 """What the lm-evaluation-harness says of each document of a task, as costs; no torch and no harness needed."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, inf
 from typing import Any
 
@@ -45,6 +45,16 @@ def error_rate(metrics: Iterable[str]) -> str | None:
     'task_error/acc_norm'
     """
     return next((name for name in metrics if name in RIGHT), None)
+
+
+def error_rates(costs: Sequence[Costs]) -> list[Costs]:
+    """The error rate under the name that is the same for every task, so that one rule can be about all of them."""
+    right = error_rate(one.name for one in costs)
+    return [
+        replace(one, name="error_rate", vectors={"error_rate": one.vectors[one.name]} if one.vectors else {})
+        for one in costs
+        if one.name == right
+    ]
 
 
 def costs_of(metric: str, items: Sequence[Any], how: str, seed: int) -> Costs | None:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from qbench.evaluate.documents import costs_of
+from qbench.evaluate.documents import Costs, costs_of, error_rates
 from qbench.evaluate.harness_files import libraries, load_tasks, quiet
 from qbench.results.digest import of
 
@@ -113,26 +113,25 @@ def _by_filter(name: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[tupl
 
 
 def _result(task: Any, label: str, samples: Sequence[Mapping[str, Any]], seed: int) -> TaskResult:
-    values: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    vectors: dict[str, NDArray[Any]] = {}
+    costs: list[Costs] = []
     left_out: list[str] = []
     for metric in dict.fromkeys(metric for sample in samples for metric in sample["metrics"]):
         how = getattr(task.aggregation().get(metric), "__name__", "mean")
         found = costs_of(metric, [sample.get(metric) for sample in samples], how, seed)
         if found is None:
             left_out.append(metric)
-            continue
-        values[found.name], intervals[found.name] = found.value, found.interval
-        vectors |= found.vectors
+        else:
+            costs.append(found)
+    costs += error_rates(costs)
+    vectors: dict[str, NDArray[Any]] = {key: each for one in costs for key, each in one.vectors.items()}
     for kind in HASHES:
         hashes = b"".join(bytes.fromhex(sample[kind]) for sample in samples)
         vectors[kind] = np.frombuffer(hashes, np.uint8).reshape(len(samples), -1)
     return TaskResult(
         label,
         len(samples),
-        values,
-        intervals,
+        {one.name: one.value for one in costs},
+        {one.name: one.interval for one in costs},
         vectors,
         version=str(task.VERSION),
         task_digest=_task_digest(task),

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from math import isclose
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from qbench.evaluate.documents import Costs, costs_of, error_rate
+from qbench.evaluate.documents import Costs, costs_of, error_rates
 from qbench.evaluate.imported import BadSamples, Imported, public
 from qbench.results.record import Record
 
@@ -67,7 +66,7 @@ def _task(name: str, results: Results, path: Path) -> Imported:
     if not costs:
         raise BadSamples(f"{path.name}: no metric of task {name} is one that qbench knows as a cost")
     _check(name, costs, _part(results["results"], name), path)
-    costs += _error_rate(costs)
+    costs += error_rates(costs)
     n = len(samples) or int(_part(results["n-samples"], name).get("effective") or 0)
     vectors: dict[str, NDArray[Any]] = {}
     if samples:
@@ -91,16 +90,6 @@ def _task(name: str, results: Results, path: Path) -> Imported:
         device=str(results["config"].get("device") or ""),
         warnings=warnings,
     )
-
-
-def _error_rate(costs: Sequence[Costs]) -> list[Costs]:
-    """The error rate under the name that is the same for every task, so that one rule can be about all of them."""
-    right = error_rate(one.name for one in costs)
-    return [
-        replace(one, name="error_rate", vectors={"error_rate": one.vectors[one.name]} if one.vectors else {})
-        for one in costs
-        if one.name == right
-    ]
 
 
 def _part(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -93,7 +93,7 @@ def _by_default(rule: Rule, spec: Mapping[str, Any], what: str) -> bool:
     """What a rule without selectors is about: every changed model, and against another run every loss there is."""
     if rule.against == "unquantized" or rule.exact:
         return what == "loss" and changed(spec)
-    return what == "loss" or (what == "task" and rule.metric not in ("kld", "loss_increase"))
+    return what == "loss" or (what == "task" and rule.metric == "error_rate")
 
 
 def _refuse(policy: Policy, closing: Closing) -> None:

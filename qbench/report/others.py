@@ -10,8 +10,12 @@ STATE_BITS = ("bits_per_value/state",)
 
 
 def tasks(seen: View) -> Table | None:
-    """Every number of every task, with its interval over documents; None where there are no tasks."""
-    rows = [(row, name) for row in seen.select("task") for name in row.values if METRICS[name].role == "cost"]
+    """Every number of every task, with its interval over documents; None where there are no tasks.
+
+    The error rate is one of the others under a name for all tasks, so it is left out.
+    """
+    found = [(row, name) for row in seen.select("task") for name in row.values if METRICS[name].role == "cost"]
+    rows = [(row, name) for row, name in found if name != "error_rate"]
     if not rows:
         return None
     several = len({row.arm for row, _ in rows}) > 1
