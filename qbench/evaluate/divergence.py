@@ -13,7 +13,7 @@ from torch.nn.functional import log_softmax
 from qbench.data.passages import Windows
 from qbench.evaluate.costs import COLUMNS, Floats, costs, per_window, standard_errors
 from qbench.evaluate.likelihood import BATCH, POSITIONS, Likelihood, largest
-from qbench.evaluate.pieces import MOST, Step, divided, pieces
+from qbench.evaluate.pieces import MOST, Step, divided, pieces, turns
 from qbench.evaluate.reference import Reference
 from qbench.models.hub import HubModel
 from qbench.models.transformer import Transformer
@@ -180,8 +180,14 @@ def _compared(states: Sequence[Tensor], heads: tuple[Step, Step], target: Tensor
             logits = heads[0](part[rows])
             if logits.shape != base.log_p.shape:
                 reference.expect_vocabulary(logits.shape[-1])
-            columns.append(_columns(_Said.of(logits, goals[rows]), base))
+            columns.extend(_in_turns(logits, goals[rows], base))
     return [torch.cat(columns, dim=1).view(-1, *target.shape).cpu() for columns in found]
+
+
+def _in_turns(logits: Tensor, target: Tensor, base: "_Said") -> Iterator[Tensor]:
+    """The columns of a piece [R, V], of a few rows at a time: seven passes over them, in the cache."""
+    for rows in turns(len(logits), logits.shape[-1], logits.device.type):
+        yield _columns(_Said.of(logits[rows], target[rows]), base.at(rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,6 +206,9 @@ class _Said:
         log_p = log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
         loss = -log_p.gather(-1, target[:, None]).squeeze(-1).double()
         return cls(log_p, log_p.exp(), loss, top, top != target)
+
+    def at(self, rows: slice) -> "_Said":
+        return _Said(self.log_p[rows], self.p[rows], self.loss[rows], self.top[rows], self.wrong[rows])
 
 
 def _columns(ours: _Said, base: _Said) -> Tensor:

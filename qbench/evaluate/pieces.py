@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 MOST = 2**24  # logits of a piece: 64 MB in float32
 CACHED = 2**18  # on a CPU a piece is compared fastest where it stays in the cache
-FEWEST = 64  # rows of a piece even then: with fewer, reading the head's weights costs more than using them
+FEWEST = 128  # rows of a piece even then: with fewer, reading the head's weights costs more than using them
 
 Step = Callable[[Tensor], Tensor]
 
@@ -35,6 +35,16 @@ def pieces(rows: int, width: int, device_type: str) -> Iterator[slice]:
     """
     most = max(1, MOST // width)
     step = min(most, max(FEWEST, CACHED // width)) if device_type == "cpu" else most
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def turns(rows: int, width: int, device_type: str) -> Iterator[slice]:
+    """Of a piece, as many rows at a time as stay in the cache.
+
+    >>> [len(range(*turn.indices(10))) for turn in turns(10, 2**16, "cpu")], list(turns(10, 2**16, "cuda"))
+    ([4, 4, 2], [slice(0, 10, None)])
+    """
+    step = max(1, CACHED // width) if device_type == "cpu" else rows
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
