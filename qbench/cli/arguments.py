@@ -7,16 +7,13 @@ Command = argparse.ArgumentParser
 
 def suite(command: Command) -> None:
     command.add_argument("suite", help="a suite file, or the name of a shipped one (qbench ls suites)")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override a key or a param, as in --set steps=50",
-    )
+    _set(command, "override a key or a param, as in --set steps=50")
     command.add_argument("--profile", metavar="NAME", help="one of the suite's profiles")
     _plugin(command)
+
+
+def _set(command: Command, what: str) -> None:
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=what)
 
 
 def _plugin(command: Command) -> None:
@@ -71,9 +68,7 @@ def compare(command: Command) -> None:
 
 def _judged(command: Command) -> None:
     command.add_argument("--data", metavar="DATA", help="what it is judged on, such as text:val.txt (qbench ls data)")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key of the suite"
-    )
+    _set(command, "override a key of the suite")
     command.add_argument("--profile", metavar="NAME", help="one of the suite's profiles")
     _plugin(command)
     _running(command)
@@ -166,14 +161,7 @@ def reproduce(command: Command) -> None:
     command.add_argument("--seed", type=int, metavar="N", help="of the choice (default: a random one, printed)")
     command.add_argument("--suite", metavar="FILE", help="its suite, where that names files beside it")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override a key of its suite, as in --set model=./folder",
-    )
+    _set(command, "override a key of its suite, as in --set model=./folder")
 
 
 def gate(command: Command) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from qbench.metrics.catalog import METRICS
@@ -60,22 +59,14 @@ def render(run: Run) -> str:
     if probe.is_probe(seen):
         return probe.render(run, seen)
     found = effects.answer(seen, claims)
-    style, script = assets.read("page.css"), assets.read("page.js")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     context: dict[str, Any] = {
-        "style": Markup(style),
-        "style_hash": assets.digest(style),
-        "script": Markup(script),
-        "script_hash": assets.digest(script),
-        "swatches": Markup(svg.swatches()),
-        "key": _key,
         **_heading(run, seen, asked),
         **_answer(run, seen, found),
         **_charts(seen, claims),
         **_rest(run, seen, found, claims),
     }
     context["data"] = Markup(payload.text({"name": context["name"], **context.pop("scripted")}))
-    return environment.from_string(assets.read("template.html")).render(context) + "\n"
+    return assets.page("study.html", context)
 
 
 def _heading(run: Run, seen: View, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,10 +103,6 @@ def _answer(run: Run, seen: View, found: Sequence[Effect]) -> dict[str, Any]:
         "confounded": [summary.confounded(one) for one in differences],
         "entangled": any(len(one.factors) > 1 for one in differences),
     }
-
-
-def _key(style: int) -> Markup:
-    return Markup(svg.key(style))
 
 
 def _levels(effect: Effect) -> list[tuple[str, str]]:
@@ -197,15 +184,7 @@ def _course(index: int, name: str, panels: Sequence[Panel]) -> dict[str, Any]:
 
 
 def _rest(run: Run, seen: View, found: Sequence[Effect], claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    failed, warned = troubles.failures(seen), troubles.warnings(seen)
-    bad = sum(cell.status != "measured" for cell in seen.cells)
-    parts = [f"{counted(bad, 'cell')} of {len(seen.cells)} could not be measured."] if bad else []
-    parts += [f"{counted(len(warned), 'kind')} of warning."] if warned else []
     return {
         "calibration": tables.calibration(seen),
-        "troubles": " ".join(parts),
-        "trouble_groups": [
-            ("Not measured", failed, "Every cell was measured." if seen.cells else "There are no cells."),
-            ("Warnings", warned, "No measured cell warned of anything."),
-        ],
+        **troubles.section(seen),
     }

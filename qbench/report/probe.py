@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from qbench.report import (
@@ -29,7 +28,6 @@ from qbench.report import (
 )
 from qbench.report.formats import PRETRAINED, Format, arms, formats, recommended, stored
 from qbench.report.view import View
-from qbench.report.words import counted
 from qbench.results.run import Run
 
 FRONT = svg.Frame(width=440, height=300, left=58, right=14, decimals=1)
@@ -44,15 +42,8 @@ def is_probe(seen: View) -> bool:
 def render(run: Run, seen: View) -> str:
     """The page as text; what was not measured is said to be missing in plain sentences."""
     found = formats(seen)
-    style, script = assets.read("page.css") + assets.read("probe.css"), assets.read("page.js")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     context: dict[str, Any] = {
-        "style": Markup(style),
-        "style_hash": assets.digest(style),
-        "script": Markup(script),
-        "script_hash": assets.digest(script),
-        "swatches": Markup(svg.swatches()),
-        "key": _key,
+        "kind": "probe",
         **_first_screen(run, seen, found),
         **_formats(seen, found),
         **_tensors(seen, found),
@@ -64,7 +55,7 @@ def render(run: Run, seen: View) -> str:
     context["data"] = Markup(
         payload.text({"name": context["name"], "cloud": None, "tables": sheets.sheets(seen, found)})
     )
-    return environment.from_string(assets.read("probe.html")).render(context) + "\n"
+    return assets.page("probe.html", context, "probe.css")
 
 
 # Sections that need something measured: where they are, what their links say, what a reader misses without them.
@@ -175,10 +166,6 @@ def _tensors(seen: View, found: Sequence[Format]) -> dict[str, Any]:
 
 
 def _rest(run: Run, seen: View) -> dict[str, Any]:
-    failed, warned = troubles.failures(seen), troubles.warnings(seen)
-    bad = sum(cell.status != "measured" for cell in seen.cells)
-    said = [f"{counted(bad, 'cell')} of {len(seen.cells)} could not be measured."] if bad else []
-    said += [f"{counted(len(warned), 'kind')} of warning."] if warned else []
     return {
         "kernels": kernels.table(seen),
         "unsupported": kernels.unsupported(seen),
@@ -188,13 +175,5 @@ def _rest(run: Run, seen: View) -> dict[str, Any]:
         "facts": conditions.facts(run, seen),
         "suite_text": provenance.suite_text(run),
         "calibration": tables.calibration(seen),
-        "troubles": " ".join(said),
-        "trouble_groups": [
-            ("Not measured", failed, "Every cell was measured." if seen.cells else "There are no cells."),
-            ("Warnings", warned, "No measured cell warned of anything."),
-        ],
+        **troubles.section(seen),
     }
-
-
-def _key(style: int) -> Markup:
-    return Markup(svg.key(style))

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qbench.report.view import View
 from qbench.report.words import counted, listed
@@ -20,6 +21,22 @@ class Trouble:
     what: str
     where: str
     reason: str
+
+
+def section(run: View) -> dict[str, Any]:
+    """What a page says of them: a line for its first screen, the section's title, its two lists."""
+    failed, warned = failures(run), warnings(run)
+    bad = sum(cell.status != "measured" for cell in run.cells)
+    said = [f"{counted(bad, 'cell')} of {len(run.cells)} could not be measured."] if bad else []
+    said += [f"{counted(len(warned), 'kind')} of warning."] if warned else []
+    return {
+        "troubles": " ".join(said),
+        "troubles_title": "What went wrong" if bad else "Warnings",
+        "trouble_groups": [
+            ("Not measured", failed, "Every cell was measured." if run.cells else "There are no cells."),
+            ("Warnings", warned, "No measured cell warned of anything."),
+        ],
+    }
 
 
 def failures(run: View) -> list[Trouble]:
