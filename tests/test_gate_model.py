@@ -78,6 +78,22 @@ def test_a_further_look_measures_only_what_it_adds(home: Path, capfd: pytest.Cap
     assert together == pytest.approx(_at_once(home), abs=1e-6)
 
 
+def test_a_kernel_is_gated_by_its_windows(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    library("torchao")
+    rules = "".join(
+        f"  - {{name: {metric}, metric: {metric}, format: torchao/int8-weight-only, margin: {margin}}}\n"
+        for metric, margin in (("loss", 0.05), ("kld", 1e-9))
+    )
+    head = POLICY[: POLICY.index("rules:")].replace("[40, 90]", "[90]")
+    (home / "kernels.yaml").write_text(f"{head}rules:\n{rules}")
+    typed = ["gate", str(home / "kernels.yaml"), "--model", str(home / "llama"), "--data", f"text:{home / 'text.txt'}"]
+    assert main([*typed, "--run", str(home / "kernel"), "--device", "cpu", "--out", str(home / "kernel" / "v")]) == 1
+    assert "torchao/int8-weight-only: measured" in capfd.readouterr().err
+    found = json.loads((home / "kernel" / "v" / "verdict.json").read_text())["results"]
+    assert [rule["status"] for rule in found] == ["PASS", "FAIL"]
+    assert [rule["findings"][0]["n"] for rule in found] == [90, 90]
+
+
 def _at_once(home: Path) -> np.ndarray:
     """The losses of all windows, measured by the ordinary suite."""
     from qbench.suite.device import find

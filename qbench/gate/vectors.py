@@ -240,10 +240,12 @@ def _judged_beside(spec: Mapping[str, Any]) -> str:
 
 
 def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two loss cells measured on the same windows of the same data, under the same conditions."""
-    x, y = ({**part(one, "measurement"), "treatment": None, "options": None} for one in (a, b))
+    """Whether a loss cell and one that is compared with it, of a treatment or a kernel, saw the same windows."""
+    whats = {"what": None, "treatment": None, "options": None}
+    x, y = ({**part(one, "measurement"), **whats} for one in (a, b))
     names = ("data", "device", "seed", "torch")
-    return x.get("what") == "loss" and x == y and all(a.get(name) == b.get(name) for name in names)
+    judged = part(a, "measurement").get("what") == "loss" and part(b, "measurement").get("what") in ("loss", "kernel")
+    return judged and x == y and all(a.get(name) == b.get(name) for name in names)
 
 
 def _same(a: Attempt, b: Attempt) -> bool:

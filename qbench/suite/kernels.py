@@ -45,9 +45,10 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Values for a record, what its reader has to know, and which layers were quantized."""
+    """Values for a record and what they are means of, what its reader has to know, and which layers were quantized."""
 
     values: Mapping[str, float]
+    costs: Costs
     warnings: tuple[str, ...]
     applied: Applied
 
@@ -74,7 +75,7 @@ def kernel_values(kernel: str, trial: Trial) -> Outcome:
     values["bits_per_value/quantized"] = applied.bits_per_weight
     said = [f"cast to {_dtype(real)}: {kernel} runs in nothing else"] if changed else []
     said += [f"{kernel} and the simulation of {row.weight} differ: {flag}{_because(row)}" for flag in flags]
-    return Outcome(MappingProxyType(values), tuple(said), applied)
+    return Outcome(MappingProxyType(values), costs, tuple(said), applied)
 
 
 def disk_bytes(model: nn.Module) -> int:

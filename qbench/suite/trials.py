@@ -43,10 +43,14 @@ def kernel(cell: Cell, subject: Subject) -> Answer:
             floor=judge.floor(subject.model, plain),
         ),
     )
-    bits = outcome.values.get("bits_per_value/quantized")
-    values = {**outcome.values, "loss/unquantized": plain.values["loss"]}
-    record = Record(cell=cell.id, quantizer=name, bits_per_value=bits, values=values, n=plain.n)
-    return Answer(cell, (record,), warnings=outcome.warnings, seconds=perf_counter() - start)
+    bits, costs = outcome.values.get("bits_per_value/quantized"), outcome.costs
+    values = {**outcome.values, "loss/unquantized": plain.values["loss"], "floor/window": costs.window_floor}
+    record = Record(
+        cell=cell.id, quantizer=name, bits_per_value=bits, values=values, intervals=costs.intervals, n=costs.n
+    )
+    parts = [Record(cell=cell.id, quantizer=name, slice=part, values=found) for part, found in costs.slices.items()]
+    took = perf_counter() - start
+    return Answer(cell, (record, *parts), warnings=outcome.warnings, seconds=took, vectors=dict(costs.vectors))
 
 
 def _linears(subject: Subject) -> set[str]:
