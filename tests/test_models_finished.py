@@ -343,8 +343,8 @@ def test_compressed_tensors_give_the_logits_of_transformers(plain: Path, tmp_pat
     model.save_pretrained(tmp_path)
     compressor.update_config(tmp_path)
     assert {(g.format, len(g.weights)) for g in read(tmp_path).groups} == {
-        ("int4.full/block:16", 6),
-        ("int8.full/channel", 8),
+        ("int4.middle/block:16", 6),
+        ("int8.middle/channel", 8),
     }
     assert torch.equal(logits(loaded(tmp_path)), logits(theirs(tmp_path)))
 
