@@ -1,11 +1,15 @@
 """Look things up by name, and say what was meant when the name is wrong."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from itertools import product
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 class UnknownName(ValueError):
@@ -53,3 +57,27 @@ def matches(pattern: str, name: str) -> bool:
         else:
             reached = {i + 1 for i in reached if i < len(parts) and fnmatchcase(parts[i], part)}
     return len(parts) in reached
+
+
+def repeated(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """An entry once for each combination of the values in its `each`, whose keys stand in braces in its texts.
+
+    >>> [one["claim"] for one in repeated({"claim": "with {o}", "each": {"o": ["adamw", "muon"]}})]
+    ['with adamw', 'with muon']
+    >>> list(repeated({"claim": "{}"}))
+    [{'claim': '{}'}]
+    """
+    each: Mapping[str, Sequence[Any]] = entry.get("each") or {}
+    for values in product(*each.values()):
+        chosen = dict(zip(each, values, strict=True))
+        yield {key: _filled(value, chosen) for key, value in entry.items() if key != "each"}
+
+
+def _filled(value: Any, chosen: Mapping[str, Any]) -> Any:
+    if isinstance(value, str):
+        return _BRACES.sub(lambda found: str(chosen.get(found[1], found[0])), value)
+    if isinstance(value, Mapping):
+        return {key: _filled(part, chosen) for key, part in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [_filled(part, chosen) for part in cast(Sequence[Any], value)]
+    return value

@@ -14,7 +14,7 @@ from qbench.suite.engine import Message
 from qbench.suite.pretrained import Machine, pretrained_answers
 from qbench.suite.run import plan
 from qbench.suite.schema import load
-from qbench.suite.tensors import feed_calibration, passes, tensor_answers
+from qbench.suite.worker import untrained
 
 HEAD = "suite: judged\nversion: 1\nquestion: What does it cost?\n"
 
@@ -70,5 +70,4 @@ def _answers(cells: Sequence[Cell], task: Mapping[str, Any]) -> Iterator[Answer]
     if cells and cells[0].pretrained:
         yield from pretrained_answers(cells, Machine(task["device"], task["trust_remote_code"]))
         return
-    for part in passes(cells):
-        yield from tensor_answers(feed_calibration(part[0]), part)
+    yield from untrained(cells)

@@ -18,6 +18,11 @@ def text(name: str) -> Path:
     return _there(SHARED / "text" / name)
 
 
+def mnist() -> Path:
+    """The folder of MNIST's four files."""
+    return _there(SHARED / "vision")
+
+
 def _there(path: Path) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not here")

@@ -9,13 +9,15 @@ from qbench.data.text import Corpus
 from qbench.models.spec import Wiring
 from qbench.suite.answer import Subject
 from qbench.suite.cells import Cell, Measurement
+from qbench.suite.material import Text
+from qbench.suite.readers import TextReader
 
 
 def subject(wiring: Wiring = "residual") -> Subject:
     model = small(wiring)
     text = np.random.default_rng(0).integers(0, 32, 4000).astype(np.uint8)
     corpus = Corpus("made up", "", train=text, tune=text, test=text[::-1].copy())
-    return Subject(model, model.spec, corpus, "cpu")
+    return Subject(model, model.spec, TextReader(Text(corpus), model.spec), "cpu")
 
 
 def cell(measurement: Measurement, **changed: Any) -> Cell:

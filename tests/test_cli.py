@@ -69,7 +69,8 @@ def test_a_shipped_suite_is_good_and_needs_no_torch(first_run: Bench, without: C
 
 
 SHIPPED = (
-    *("quickstart", "growth", "wiring"),
+    *("quickstart", "growth", "wiring", "theory", "recipe", "procedural"),
+    *("study-lm", "study-vision", "train-quantized"),
     *("deploy-lm", "deploy-vision", "weights", "kv", "sensitivity", "compare", "compare-saved"),
 )
 

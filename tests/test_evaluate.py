@@ -15,7 +15,6 @@ from qbench.evaluate.likelihood import (
     OTHER_BATCH,
     bits_per_byte,
     likelihood,
-    next_token_loss,
     numerical_floor,
     why_not_exact,
 )
@@ -26,6 +25,7 @@ from qbench.suite.answer import Answer
 from qbench.suite.cells import Measurement
 from qbench.suite.losses import loss_answers
 from qbench.suite.value import Treatment
+from qbench.train.trainer import loss_of
 
 WINDOWS = tokens(40, length=13)
 
@@ -126,7 +126,7 @@ def test_bits_per_byte_are_nats_over_log_two_and_the_bytes_of_a_token() -> None:
 
 def test_the_training_loss_is_the_mean_over_windows() -> None:
     model = small("residual")
-    loss = next_token_loss(model, WINDOWS)
+    loss = loss_of(model, WINDOWS[:, :-1], WINDOWS[:, 1:])
     assert loss.item() == pytest.approx(likelihood(model, WINDOWS).loss, abs=1e-6)
     assert loss.requires_grad
 

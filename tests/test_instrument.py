@@ -25,12 +25,12 @@ from qbench.quant.quantizer import build
 from qbench.results.record import Record
 from qbench.suite.cells import Measurement
 from qbench.suite.expand import ROWS, WIDTH
+from qbench.suite.material import Text
 from qbench.suite.probe import sweep
 from qbench.suite.tally import Tally
-from qbench.suite.tensors import CAPTURE_BATCH
 
 PER_BATCH = ("int4/tensor", "int4/channel", "lloyd4/block:8")
-WINDOWS = 2 * CAPTURE_BATCH + 5  # two whole batches and a short one
+WINDOWS = 2 * Text.recorded + 5  # two whole batches and a short one
 
 
 def tallied(kind: str, site: str) -> tuple[Tally, list[Tensor], list[Tensor]]:
@@ -41,8 +41,8 @@ def tallied(kind: str, site: str) -> tuple[Tally, list[Tensor], list[Tensor]]:
     tally = Tally(kind, PER_BATCH, shape=True)
     asked = Measurement(what="shape", kind=kind, sites=(site,), windows=WINDOWS, split="test")
     feeder(there)(asked, tally)
-    windows = there.windows("test", WINDOWS)
-    batches = [_by_hand(there.model, kind, site, part) for part in windows.split(CAPTURE_BATCH)]
+    windows = there.reader.examples("test", WINDOWS)
+    batches = [_by_hand(there.model, kind, site, part) for part in windows.split(Text.recorded)]
     return tally, batches, [build(q).roundtrip(x) for q in PER_BATCH for x in batches]
 
 
@@ -59,7 +59,7 @@ def _by_hand(model: Transformer, kind: str, site: str, windows: Tensor) -> Tenso
     if kind == "activation":
         return leaves[0].detach()
     # Every window weighs the same: what a mean over a whole batch gives it.
-    total = cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum") / (CAPTURE_BATCH * 12)
+    total = cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum") / (Text.recorded * 12)
     (gradient,) = torch.autograd.grad(total, leaves)
     return gradient
 
@@ -111,7 +111,7 @@ def test_errors_are_sums_over_batches_each_with_scales_of_its_own(kind: str) -> 
             assert record.values[metric] == pytest.approx(value, rel=1e-3, abs=1e-3), (name, metric)
         assert record.n == whole.numel()
         # Bits are those of the recorded batch, the whole one.
-        assert record.bits_per_value == pytest.approx(build(name).bits_per_value((CAPTURE_BATCH, 12, 16)))
+        assert record.bits_per_value == pytest.approx(build(name).bits_per_value((Text.recorded, 12, 16)))
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_a_value_that_is_not_finite_is_reported_with_its_site_and_count(shape: b
         there.model.weights()["blocks.1.mlp.pre"][0, 0] = float("nan")
     tally = Tally("activation", ["int4/token"], shape=shape)
     with pytest.raises(NonFinite, match=r"^blocks\.1\.mlp\.pre: .*\d+ of \d+ values are NaN or infinite"):
-        read.activations(there.model, places(there.model), [there.windows("test", 4)[:, :-1]], tally.visit)
+        read.activations(there.model, places(there.model), [there.inputs("test", 4)[0]], tally.visit)
     place = {"blocks.1.mlp.hidden": (places(there.model)["blocks.1.mlp.hidden"], build("int4/token"))}
     with pytest.raises(NonFinite, match=r"^activation:blocks\.1\.mlp\.hidden: "), quantized(place, {}):
-        there.model(there.windows("test", 4)[:, :-1])
+        there.model(there.inputs("test", 4)[0])

@@ -10,6 +10,7 @@ ORDER = [
     "cli",
     "report",
     "report/leaderboard",
+    "report/study",
     "gate",
     "suite",
     "train",

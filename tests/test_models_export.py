@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import random_models  # noqa: F401  (first: it keeps torchao quiet)
@@ -30,11 +31,13 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = list(sys.path)
     yield
     sys.path[:] = before
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]  # it remembers the cache of this test
 
 
-def small(arch: str = "residual-free", **settings: int) -> Transformer:
+def small(arch: str = "residual-free", **settings: Any) -> Transformer:
     """Random everywhere: initialized gains are all one, and a residual-free one's embedding is orthogonal."""
-    model = build(model_spec(arch, **{"layers": 3, "width": 32, "heads": 2, "context": 16, **settings}), seed=0)
+    model = build(model_spec(arch, **{"layers": 3, "width": 32, "heads": 4, "context": 16, **settings}), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -61,6 +64,22 @@ def test_transformers_computes_the_same_logits_to_the_bit(arch: str, tmp_path: P
         x = tokens(model, length)
         with torch.no_grad():
             assert torch.equal(theirs(x).logits, model(x))
+
+
+@pytest.mark.parametrize("arch", ["residual", "residual-free", "osp", "op", "sas-p", "swiglu", "residual-free-target"])
+@pytest.mark.parametrize("pooling", ["mean", "class"])
+def test_transformers_names_images_to_the_bit(arch: str, pooling: str, tmp_path: Path) -> None:
+    settings = {"task": "vision", "vocabulary": 10, "positions": "learned", "pooling": pooling, "channels": 3}
+    model = small(arch, **settings)
+    export(model, tmp_path / arch)
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / arch, trust_remote_code=True)
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(theirs(x).logits, model(x))
+        assert torch.equal(read(tmp_path / arch)(x), model(x))
+        loss = torch.nn.functional.cross_entropy(model(x), torch.arange(3))
+        assert torch.equal(theirs(x, labels=torch.arange(3)).loss, loss)
+    assert look(tmp_path / arch).task == "image-classification"
 
 
 @pytest.mark.parametrize("arch", MODELS)
@@ -159,10 +178,14 @@ def test_a_model_of_other_tokens_has_no_tokenizer(tmp_path: Path) -> None:
     assert not (tmp_path / "tokenizer.json").exists()
 
 
-def test_the_modelling_file_needs_nothing_of_qbench() -> None:
-    source = files("qbench.models").joinpath("modeling_qbench.py").read_text()
-    modules = set(re.findall(r"^\s*(?:from|import) (\w+)", source, re.MULTILINE))
-    assert modules == {"math", "typing", "torch", "transformers"}
+def test_the_modelling_files_need_nothing_of_qbench() -> None:
+    names = ("configuration_qbench", "layers_qbench", "modeling_qbench")
+    sources = "\n".join(files("qbench.models").joinpath(f"{name}.py").read_text() for name in names)
+    modules = set(re.findall(r"^\s*(?:from|import) ([.\w]+)", sources, re.MULTILINE))
+    ours = {f".{name}" for name in names[:2]}
+    assert modules == {"math", "typing", "torch", "torch.nn.functional", "transformers"} | ours | {
+        "transformers.modeling_outputs"
+    }
 
 
 def test_an_export_that_broke_off_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +202,7 @@ def test_an_export_that_broke_off_is_no_model(tmp_path: Path, monkeypatch: pytes
     [
         ({"layers": 4}, "config and weights do not belong together: Missing key"),
         ({"width": 64}, "config and weights do not belong together: size mismatch for embed"),
-        ({"width": 33}, "describes no model of ours: width 33 over 2 heads"),
+        ({"width": 33}, "describes no model of ours: width 33 over 4 heads"),
         ({"wiring": "looped"}, "describes no model of ours: 'looped'"),
         ({"heads": None}, "describes no model of ours"),
     ],

@@ -2,11 +2,12 @@
 
 import pytest
 
-from qbench.capture.sites import own, resolve
+from qbench.capture.sites import COPIES, of, own, recorded, resolve
+from qbench.models.catalog import MODELS, model_spec
 from qbench.models.spec import ModelSpec, Wiring
 from qbench.names import UnknownName
 
-WIRINGS: tuple[Wiring, ...] = ("residual", "residual-free")
+WIRINGS: tuple[Wiring, ...] = tuple(COPIES)
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
@@ -15,6 +16,49 @@ def test_a_built_model_has_exactly_these_sites_and_weights(wiring: Wiring) -> No
     model = transformer.build(ModelSpec(layers=3, width=16, heads=2, context=8, wiring=wiring), seed=0)
     assert tuple(model.sites()) == own(wiring, 3).sites
     assert set(model.weights()) == set(own(wiring, 3).weights)
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_every_model_of_the_catalog_has_its_names(arch: str) -> None:
+    transformer = pytest.importorskip("qbench.models.transformer")
+    spec = model_spec(arch, layers=2, width=16, heads=2, context=8)
+    model = transformer.build(spec, seed=0)
+    assert tuple(model.sites()) == of(spec).sites
+    assert set(model.weights()) == set(of(spec).weights)
+    assert len(of(spec).weights) == len(set(of(spec).weights))
+
+
+def test_what_only_some_models_have_is_named_where_they_have_it() -> None:
+    spec = ModelSpec(mlp="swiglu", attention="gated", positions="learned", embed_projection=True, wiring="post-norm")
+    names = of(spec)
+    assert names.weights[:3] == ("embed", "positions", "embed_projection")
+    assert names.weights[-2:] == ("final_projection", "logits")
+    assert resolve("blocks.0.mlp.up", "weight", names) == ("blocks.0.mlp.up",)
+    assert resolve("blocks.0.*.*", "activation", names) == tuple(
+        f"blocks.0.{site}"
+        for site in (
+            *("attn.in", "attn.q", "attn.k", "attn.v", "attn.gate", "attn.context", "attn.out", "attn.sum"),
+            *("mlp.in", "mlp.pre", "mlp.up", "mlp.hidden", "mlp.out", "mlp.sum"),
+        )
+    )
+    with pytest.raises(UnknownName, match=r"no weight site 'blocks\.0\.mlp\.up'"):
+        resolve("blocks.0.mlp.up", "weight", of(ModelSpec()))
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_records_name_what_a_model_has(arch: str) -> None:
+    spec = model_spec(arch, layers=2, width=16, heads=2, context=8)
+    assert recorded({**spec.stored(), "arch": arch}) == of(spec)
+
+
+def test_records_of_models_from_elsewhere_and_of_stacks_have_names_too() -> None:
+    assert recorded({"arch": "pretrained", "layers": 3, "task": "causal-lm"}) == own("residual", 3)
+    assert recorded({"arch": "stack", "wiring": "residual", "depth": 2}).sites == ("layer.0", "layer.1", "layer.2")
+
+
+def test_side_by_side_the_middle_is_what_attention_gives() -> None:
+    assert own("parallel", 1).canonical("blocks.0.attn.out") == "blocks.0.mid"
+    assert own("parallel", 1).canonical("blocks.0.mlp.out") == "blocks.0.mlp.out"
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)

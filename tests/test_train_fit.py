@@ -10,9 +10,10 @@ from torch import Tensor
 
 from qbench.models.catalog import model_spec
 from qbench.models.transformer import Transformer, build
-from qbench.train import fit as fitting
-from qbench.train.fit import Fitted, Trainer, final_loss, fit, learning_rate_factor, next_token_loss, stuck_at_unigram
+from qbench.train import trainer as training_step
+from qbench.train.fit import Fitted, final_loss, fit, learning_rate_factor, stuck_at_unigram
 from qbench.train.spec import TrainingSpec
+from qbench.train.trainer import Trainer, next_token_loss
 
 
 def small(arch: str = "residual", seed: int = 0) -> Transformer:
@@ -138,7 +139,7 @@ def test_a_training_that_breaks_stops_before_it_spoils_the_model(broken: float) 
 
 
 def test_a_gradient_that_is_not_finite_is_a_divergence_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting.nn.utils, "clip_grad_norm_", lambda *_args: torch.tensor(float("nan")))
+    monkeypatch.setattr(training_step.nn.utils, "clip_grad_norm_", lambda *_args: torch.tensor(float("nan")))
     fitted = run()
     assert (fitted.status, fitted.curve) == ("diverged", ())
     assert all(torch.equal(a, b) for a, b in zip(fitted.model.parameters(), small().parameters(), strict=True))

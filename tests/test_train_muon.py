@@ -1,5 +1,6 @@
 """Muon against the published algorithm in float64 and against torch's."""
 
+from collections.abc import Callable
 from math import sqrt
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qbench.train import muon
-from qbench.train.muon import Muon, orthogonalize
+from qbench.train.muon import Muon, orthogonalize, rms_matched
 
 SHAPES = [(16, 16), (16, 16), (48, 16), (16, 48), (16, 16), (1, 8)]
 
@@ -33,11 +34,21 @@ def run(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], steps: int
     return [p.detach() for p in params]
 
 
-def published(lr: float, weight_decay: float, steps: int = 12, momentum: float = 0.95) -> list[Tensor]:
-    """K. Jordan's Muon, written from his post, one matrix at a time in float64."""
+def jordan(rows: int, columns: int) -> float:
+    return sqrt(max(1, rows / columns))
+
+
+def moonlight(rows: int, columns: int) -> float:
+    return 0.2 * sqrt(max(rows, columns))
+
+
+def published(
+    lr: float, weight_decay: float, scale: Callable[[int, int], float] = jordan, momentum: float = 0.95
+) -> list[Tensor]:
+    """K. Jordan's Muon, written from his post, one matrix at a time in float64, twelve steps."""
     weights = [p.detach().double() for p in start()]
     buffers = [torch.zeros_like(w) for w in weights]
-    for step in range(steps):
+    for step in range(12):
         for i, grad in enumerate(gradients(step)):
             g = grad.double()
             buffers[i] = momentum * buffers[i] + (1 - momentum) * g
@@ -49,7 +60,7 @@ def published(lr: float, weight_decay: float, steps: int = 12, momentum: float =
                 a = x @ x.T
                 x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
             x = x.T if tall else x
-            weights[i] = weights[i] * (1 - lr * weight_decay) - lr * sqrt(max(1, x.shape[0] / x.shape[1])) * x
+            weights[i] = weights[i] * (1 - lr * weight_decay) - lr * scale(*x.shape) * x
     return weights
 
 
@@ -60,11 +71,28 @@ def test_twelve_steps_follow_the_published_algorithm() -> None:
         torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
 
 
-def distance_from_torch() -> float:
+def test_twelve_steps_follow_moonlights_variant() -> None:
+    """Updates are up to 1.4 in size per unit of rate here (0.2 sqrt(48)): the same thousandth of a step."""
+    params = start()
+    found = run(Muon(params, lr=0.02, weight_decay=0.1, scale=rms_matched), params)
+    for one, exact in zip(found, published(0.02, 0.1, moonlight), strict=True):
+        torch.testing.assert_close(one.double(), exact, rtol=0, atol=2e-5)
+
+
+def test_moonlights_updates_have_adamws_rms() -> None:
+    """arXiv 2502.16982: a semi-orthogonal matrix has rms 1 / sqrt(max side), so 0.2 after scaling."""
+    for shape in ((64, 64), (256, 64), (64, 256)):
+        p = nn.Parameter(torch.zeros(shape))
+        p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        Muon([p], lr=1.0, weight_decay=0.0, scale=rms_matched).step()
+        assert 0.17 < p.detach().square().mean().sqrt().item() < 0.23
+
+
+def distance_from_torch(ours_as: Callable[[int, int], float] = jordan, theirs_as: str = "original") -> float:
     """Largest difference between our twelve steps and torch's, relative to how far they went."""
     ours, theirs = start(), start()
-    a = run(Muon(ours, lr=0.02, weight_decay=0.1), ours)
-    b = run(torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95), theirs)
+    a = run(Muon(ours, lr=0.02, weight_decay=0.1, scale=ours_as), ours)
+    b = run(torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn=theirs_as), theirs)
     return max(((x - y).norm() / (y - before).norm()).item() for before, x, y in zip(start(), a, b, strict=True))
 
 
@@ -74,8 +102,10 @@ def test_twelve_steps_follow_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     The same rounding on our side removes nearly all of it, so nothing else differs.
     """
     assert distance_from_torch() < 0.1
+    assert distance_from_torch(rms_matched, "match_rms_adamw") < 0.1
     monkeypatch.setattr(muon, "orthogonalize", lambda g: orthogonalize(g.bfloat16()))
     assert distance_from_torch() < 0.005
+    assert distance_from_torch(rms_matched, "match_rms_adamw") < 0.005
 
 
 def test_the_update_of_one_matrix_does_not_depend_on_the_others() -> None:

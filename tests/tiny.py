@@ -45,7 +45,7 @@ CALIBRATION = 1 + 2  # shape, errors of the activation quantizers
 CELLS = CALIBRATION + 2 * PER_ARM
 
 USER = "grace-hopper"  # who must not be found in anything stored
-CLOCKS = {"cpu_seconds"}  # values that no run repeats
+CLOCKS = {"cpu_seconds", "tokens_per_second", "model_flops"}  # values that no run repeats
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import re
 
 from qbench.capture.architectures import FAMILIES, Config
 from qbench.capture.layout import Layout
-from qbench.capture.sites import SiteNames, own
+from qbench.capture.sites import SiteNames, recorded
 
 OWN = "qbench"  # the model_type of what models.export writes: its parameters have the names of sites already
 
@@ -32,7 +32,7 @@ def site_names(config: Config) -> SiteNames | None:
     ('embed', False, ('embed', 'blocks.0.attn.q'))
     """
     if config.get("model_type") == OWN:
-        return own(config["wiring"], int(config["layers"]))
+        return recorded(config)
     model = layout(config)
     if model is None:
         return None

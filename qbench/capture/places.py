@@ -8,7 +8,7 @@ from torch import nn
 from qbench.capture.families import FAMILIES, layout, site_names
 from qbench.capture.foreign import foreign_matrices, foreign_places, settings
 from qbench.capture.place import Matrix, Place, as_matrices, as_places
-from qbench.capture.sites import SCOPES, Kind, SiteNames, near, own, resolve
+from qbench.capture.sites import SCOPES, Kind, SiteNames, near, of, resolve
 from qbench.models.transformer import Transformer
 from qbench.names import UnknownName, matches
 
@@ -45,7 +45,7 @@ def matrices(model: nn.Module) -> Mapping[str, Matrix]:
 def names(model: nn.Module) -> SiteNames | None:
     """Every site name in a model of ours or of a known family; None where only its modules have names."""
     if isinstance(model, Transformer):
-        return own(model.spec.wiring, model.spec.layers)
+        return of(model.spec)
     config = settings(model)
     return None if config is None else site_names(config)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qbench.capture.place import Matrix, Place
 
 Visit = Callable[[str, Tensor], None]
-Loss = Callable[[nn.Module, Tensor], Tensor]
+Loss = Callable[[nn.Module, Any], Tensor]
 
 
 @contextmanager
@@ -29,15 +29,13 @@ def watching(places: Mapping[str, Place], visit: Visit) -> Generator[None, None,
 def activations(
     run: Callable[[Tensor], object], places: Mapping[str, Place], batches: Iterable[Tensor], visit: Visit
 ) -> None:
-    """Run a model on each batch of tokens [B, T] and show `visit` the tensor [B, T, C] of every place."""
+    """Run a model on each batch of tokens [B, T], or images, and show `visit` the tensor [B, T, C] of every place."""
     with torch.no_grad(), watching(places, visit):
         for tokens in batches:
             run(tokens)
 
 
-def gradients(
-    model: nn.Module, places: Mapping[str, Place], batches: Iterable[Tensor], loss: Loss, visit: Visit
-) -> None:
+def gradients(model: nn.Module, places: Mapping[str, Place], batches: Iterable[Any], loss: Loss, visit: Visit) -> None:
     """Show `visit` the gradient of `loss(model, batch)` with respect to the activation of every place.
 
     The parameters are left as they were: their gradients are neither computed nor touched.

@@ -1,31 +1,41 @@
 """The names of the places in a model, and the patterns and scopes that select them.
 
-A decoder of L layers has `embed`, `blocks.0.*` to `blocks.L-1.*`, `final` and `logits`. In a pattern `*` stands for
-any run of characters within one part of a name and `**` for any number of parts: `blocks.*.out` selects the block
-outputs and not `blocks.0.attn.out`.
+A transformer of L layers has `embed`, `blocks.0.*` to `blocks.L-1.*`, `final` and `logits`, whether it reads text or
+images and whatever its wiring: a name that a wiring has no place of its own for means the place that it equals. Some
+models have more: `attn.gate`, `mlp.up`, and `attn.sum`, `mlp.sum` where the norm comes after the sum. In a pattern
+`*` stands for any run of characters within one part of a name and `**` for any number of parts: `blocks.*.out` selects
+the block outputs and not `blocks.0.attn.out`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
-from qbench.models.spec import Wiring
+from qbench.models.spec import ModelSpec, Wiring
 from qbench.names import UnknownName, matches, suggestion
 
 Kind = Literal["activation", "gradient", "weight"]
 
 MOST_LAYERS = 256
-ATTENTION = ("attn.in", "attn.q", "attn.k", "attn.v", "attn.context", "attn.out")
-MLP = ("mlp.in", "mlp.pre", "mlp.hidden", "mlp.out")
+ATTENTION = ("attn.in", "attn.q", "attn.k", "attn.v", "attn.gate", "attn.context", "attn.out", "attn.sum")
+MLP = ("mlp.in", "mlp.pre", "mlp.up", "mlp.hidden", "mlp.out", "mlp.sum")
 PLACES = ("in", *ATTENTION, "mid", *MLP, "out")
-MATRICES = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.pre", "mlp.out")
+MATRICES = ("attn.q", "attn.k", "attn.v", "attn.gate", "attn.out", "mlp.pre", "mlp.up", "mlp.out")
+# Places and matrices that only some models have: those whose `ModelSpec.parts` name them, or whose wiring does.
+OPTIONAL = ("attn.gate", "mlp.up", "attn.sum", "mlp.sum")
+SUMS: Mapping[Wiring, tuple[str, ...]] = {"post-norm": ("attn.sum", "mlp.sum")}
 CALIBRATION_SITES = ("gaussian", "laplace", "uniform", "student-t", "hot-channel", "sink-token")
 
-# Without a skip connection the stream after a sub-block is that sub-block's output: one place, one name.
+# Without a skip connection the stream after a sub-block is that sub-block's output: one place, one name. Side by side
+# with the MLP, what attention gives is all that there is between the two.
 COPIES: Mapping[Wiring, Mapping[str, str]] = {
     "residual": {},
     "residual-free": {"attn.out": "mid", "mlp.out": "out"},
+    "post-norm": {},
+    "attention-residual": {"mlp.out": "out"},
+    "mlp-residual": {"attn.out": "mid"},
+    "parallel": {"attn.out": "mid"},
 }
 
 _LINEAR = (
@@ -83,17 +93,56 @@ class SiteNames:
         return self.activations[site]
 
 
+def of(spec: ModelSpec) -> SiteNames:
+    """The names in a model of ours.
+
+    >>> of(ModelSpec(layers=1, mlp="swiglu")).weights[5:8]
+    ('blocks.0.mlp.pre', 'blocks.0.mlp.up', 'blocks.0.mlp.out')
+    """
+    return own(spec.wiring, spec.layers, spec.parts)
+
+
 @lru_cache(maxsize=256)
-def own(wiring: Wiring, layers: int) -> SiteNames:
-    """The names in a decoder of ours. A matrix is named by the place that it writes.
+def own(wiring: Wiring, layers: int, parts: tuple[str, ...] = ()) -> SiteNames:
+    """The names in a model of ours that has `parts` beyond the usual. A matrix is named by the place that it writes.
 
     >>> len(own("residual", layers=1).sites), len(own("residual-free", layers=1).sites)
     (15, 13)
     """
     if not 1 <= layers <= MOST_LAYERS:
         raise ValueError(f"sites are named for 1 to {MOST_LAYERS} layers, found {layers}")
-    matrices = [f"blocks.{block}.{matrix}" for block in range(layers) for matrix in MATRICES]
-    return SiteNames(_activations(wiring, layers), ("embed", *matrices, "logits"), layers)
+    there = {*parts, *SUMS.get(wiring, ())}
+    inside = [name for name in MATRICES if name in there or name not in OPTIONAL]
+    matrices = [f"blocks.{block}.{matrix}" for block in range(layers) for matrix in inside]
+    first = [name for name in ("positions", "embed_projection") if name in there]
+    last = ["final_projection"] if "embed_projection" in there else []
+    places = tuple(name for name in PLACES if name in there or name not in OPTIONAL)
+    return SiteNames(_activations(wiring, layers, places), ("embed", *first, *matrices, *last, "logits"), layers)
+
+
+@lru_cache(maxsize=64)
+def stacked(depth: int) -> SiteNames:
+    """The names in a stack of random layers: what goes in, and what leaves each layer.
+
+    >>> stacked(2).sites
+    ('layer.0', 'layer.1', 'layer.2')
+    """
+    return SiteNames({name: name for name in (f"layer.{n}" for n in range(depth + 1))}, (), depth)
+
+
+def recorded(model: Mapping[str, Any]) -> SiteNames:
+    """The names in a model as records describe it: `ModelSpec.stored`, or a stack of some depth.
+
+    Of a model from elsewhere only the number of layers is recorded: it is named like ours with skip connections.
+
+    >>> len(recorded({"layers": 1, "wiring": "residual", "mlp": "swiglu"}).sites), recorded({"depth": 1}).sites
+    (16, ('layer.0', 'layer.1'))
+    """
+    if "depth" in model:
+        return stacked(int(model["depth"]))
+    if "wiring" not in model:
+        return own("residual", int(model.get("layers", 0)))
+    return of(ModelSpec(**{field.name: model[field.name] for field in fields(ModelSpec) if field.name in model}))
 
 
 @lru_cache(maxsize=4096)
@@ -119,12 +168,12 @@ attn.context, attn.out, mid, mlp.in, mlp.pre, mlp.hidden, mlp.out, out}, final, 
     return tuple(dict.fromkeys(site for name in names if (site := names[name]) in found))
 
 
-def _activations(wiring: Wiring, layers: int) -> dict[str, str]:
+def _activations(wiring: Wiring, layers: int, places: Sequence[str]) -> dict[str, str]:
     """Every name of a place, with the canonical one."""
     copies = COPIES[wiring]
     names = {"embed": "embed"}
     for block in range(layers):
-        here = {place: f"blocks.{block}.{copies.get(place, place)}" for place in PLACES}
+        here = {place: f"blocks.{block}.{copies.get(place, place)}" for place in places}
         here["in"] = f"blocks.{block - 1}.out" if block else "embed"
         names |= {f"blocks.{block}.{place}": site for place, site in here.items()}
     return names | {"final": "final", "logits": "logits"}

@@ -27,7 +27,8 @@ def validate(options: argparse.Namespace) -> int:
     install([Path(plugin) for plugin in options.plugin])
     suite = load_suite(options)
     treatments = sum(treatment.name != UNQUANTIZED for treatment in suite.treatments)
-    print(f"{options.suite}: good; {len(suite.arms)} models, {treatments} treatments")
+    stacks = f", {len(suite.stacks)} stacks of random layers" if suite.stacks else ""
+    print(f"{options.suite}: good; {len(suite.arms)} models, {treatments} treatments{stacks}")
     return GOOD
 
 
@@ -115,13 +116,12 @@ def _writable(folder: Path) -> bool:
 def _sites(model: str) -> Table:
     """Each place and each matrix of a model, by the names that a suite uses."""
     from qbench.capture.families import site_names
-    from qbench.capture.sites import own
+    from qbench.capture.sites import of
     from qbench.models.catalog import MODELS
     from qbench.models.folder import look
 
     if model in MODELS:
-        spec = MODELS[model].spec
-        names = own(spec.wiring, spec.layers)
+        names = of(MODELS[model].spec)
     else:
         folder = look(model)
         names = site_names(folder.config)

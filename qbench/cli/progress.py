@@ -5,17 +5,37 @@ from collections.abc import Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
-from qbench.suite.cells import Cell
-from qbench.suite.run import Plan, Step
+from qbench.suite.cells import WATCHING, Cell
+from qbench.suite.run import Plan, Step, group_name
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
 # CPU seconds of one cell of the quick configuration (QUICK), by what it measures: for the estimate and the time left.
-SECONDS = {"training": 16.0, "shape": 0.5, "error": 0.15, "loss": 0.25}
+SECONDS = {
+    "training": 16.0,
+    "trial": 16.0,
+    "shape": 0.5,
+    "error": 0.15,
+    "loss": 0.25,
+    "noise": 2.0,
+    "adds": 0.5,
+    "flow": 0.8,
+}
 QUICK_STEPS, QUICK_BATCH, QUICK_SIZE = 500, 8, 12 * 6 * 64**2 * 64
 # Forward passes of a model from elsewhere that one cell takes, and what a core does in a second.
-FORWARDS = {"shape": 3.0, "error": 0.5, "outliers": 2.0, "loss": 1.2, "kernel": 8.0, "sensitivity": 20.0, "task": 10.0}
+FORWARDS = {
+    "shape": 3.0,
+    "error": 0.5,
+    "outliers": 2.0,
+    "loss": 1.2,
+    "kernel": 8.0,
+    "sensitivity": 20.0,
+    "task": 10.0,
+    "noise": 40.0,
+    "adds": 2.0,
+    "flow": 8.0,
+}
 FLOPS = 2e10
 
 
@@ -30,7 +50,7 @@ def weight(cell: Cell) -> float:
     spec, training = cell.model_spec(), cell.training_spec()
     size = 12 * spec.layers * spec.width**2 * spec.context / QUICK_SIZE
     training_share = training.steps * training.batch / (QUICK_STEPS * QUICK_BATCH)
-    share = training_share if cell.measurement.what == "training" else 1.0
+    share = training_share if cell.measurement.what in WATCHING else 1.0
     # Small models cost more than their size says: much of the time is calls, not arithmetic.
     return SECONDS[cell.measurement.what] * share * max(0.3, size) ** 0.8
 
@@ -66,7 +86,7 @@ class Work:
 
     def __init__(self, cells: Iterable[Cell]) -> None:
         self.weights = {cell.id: weight(cell) for cell in cells}
-        self.training = {f"{c.arm}/{c.seed}": weight(c) for c in cells if c.measurement.what == "training"}
+        self.training = {group_name(c): weight(c) for c in cells if c.measurement.what in WATCHING}
         self.total = sum(self.weights.values())
         self.start = perf_counter()
         self._done = 0.0
@@ -74,8 +94,8 @@ class Work:
 
     def note(self, step: Step) -> None:
         if step.cell:
-            self._done += self.weights.get(step.cell.id, 0.0)
-            if step.cell.measurement.what == "training":
+            self._done += weight(step.cell)
+            if step.cell.measurement.what in WATCHING:
                 self._shares.pop(step.group, None)
         elif step.group in self.training:
             self._shares[step.group] = step.share * self.training[step.group]

@@ -4,12 +4,14 @@ import argparse
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 from qbench.cli.main import ERROR, GOOD, UsageError
 from qbench.cli.progress import Bar, Display, Lines, Silent, weight
+from qbench.results.run import Run
 from qbench.suite.device import Device, find
 from qbench.suite.plugins import install
 from qbench.suite.run import Cost, Plan, execute, plan
@@ -65,14 +67,17 @@ def _carry_out(planned: Plan, options: argparse.Namespace) -> int:
         k: v for k, v in vars(options).items() if k in ("suite", "overrides", "profile", "device", "only", "plugin")
     }
     cost, start, states = Cost(), perf_counter(), Counter[str]()
+    answered: list[str] = []
     with display:
         for step in execute(planned, cost, kept | {"workers": planned.workers}):
             states.update([step.status] if step.status else [])
+            answered += [step.cell.id] if step.cell else []
             display.show(step)
     current = read(planned.out).current
     page = build(current, planned.out / "report.html")
     if not quiet:
         _summary(planned, cost, perf_counter() - start, states)
+        print_speed(current, answered)
         print("\n".join(answer.lines(current) or [f"page: {page}"]))
     return ERROR if states["failed"] else GOOD
 
@@ -100,6 +105,16 @@ def _summary(planned: Plan, cost: Cost, wall: float, states: Counter[str]) -> No
     budget = planned.suite.budget.cpu_seconds
     if budget and cost.cpu_seconds > budget:
         print(f"over budget: the suite allows {budget:.0f} CPU seconds")
+
+
+def print_speed(current: Run, answered: Sequence[str]) -> None:
+    """How fast the models of this run were trained, whenever that was."""
+    found = [record for cell in answered if cell in current.cells for record in current.cells[cell].records]
+    from qbench.report import speed
+
+    line = speed.told([record.values for record in found])
+    if line:
+        print(f"training speed of a model: {line}")
 
 
 def _dry_run(planned: Plan) -> int:

@@ -1,1 +1,1 @@
-"""What models read: text, and tensors with known moments."""
+"""What models read: text, images, problems that are computed, and tensors with known moments."""

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from qbench.data.catalog import load, split
+from qbench.data.catalog import load, split, stored_name
 from qbench.data.text import HIDDEN, NOT_LIBRARY, SEPARATOR, TRAIN, TUNE, BadData
 
 SLICE_KEYS = ("slice", "language", "domain", "source")  # of a .jsonl line, the first one that is there
@@ -47,8 +47,11 @@ def documents(source: str | Path) -> tuple[Document, ...]:
         return _of_path(Path(path))
     if row in STDLIB:
         return _stdlib(*STDLIB[row])
-    pieces = load(source).test.tobytes().split(SEPARATOR)
-    return tuple(Document(f"{source}:{i}", _decoded(piece, source), source) for i, piece in enumerate(pieces) if piece)
+    tokens, name = load(source).test, stored_name(source)
+    if tokens.ndim == 2:
+        raise BadData(f"{name}: numbers and no text; it is for models that are trained here")
+    pieces = tokens.tobytes().split(SEPARATOR)
+    return tuple(Document(f"{name}:{i}", _decoded(piece, name), name) for i, piece in enumerate(pieces) if piece)
 
 
 def digest(given: Sequence[Document]) -> str:

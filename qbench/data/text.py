@@ -13,11 +13,12 @@ from fnmatch import fnmatchcase
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Tokens = NDArray[np.uint8]
+Tokens = NDArray[np.integer[Any]]  # [N], or rows [N, T + 1] that are a window each
 Splits = tuple[list[bytes], list[bytes], list[bytes]]
 
 SEPARATOR = b"\0"
@@ -38,7 +39,11 @@ class BadData(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Corpus:
-    """Three read-only arrays of byte tokens, and the digest of everything they were made from."""
+    """Three read-only arrays of byte tokens, and the digest of everything they were made from.
+
+    Of text they are one after the other, [N], and a window starts anywhere. Of a procedural task each row is a whole
+    problem, [N, T + 1], and a window of its own.
+    """
 
     name: str
     digest: str
@@ -61,7 +66,7 @@ def stdlib() -> Corpus:
     """The Python standard library's source, about 10 MB of .py files; the digest changes with the Python release."""
     root = Path(sysconfig.get_path("stdlib"))
     documents = _read(root, (path for path in _walk(root, NOT_LIBRARY) if path.suffix == ".py"))
-    return _corpus("stdlib", _by_content(documents), documents, f"Python {platform.python_version()}")
+    return joined("stdlib", by_content(documents), documents, f"Python {platform.python_version()}")
 
 
 def text(path: Path) -> Corpus:
@@ -76,10 +81,8 @@ def text(path: Path) -> Corpus:
     if not path.exists():
         raise BadData(f"{path}: no such file or folder; expected a text file or a folder of text files")
     documents = _read(path, _walk(path, HIDDEN) if path.is_dir() else [path])
-    distinct = len({document.digest for document in documents})
-    splits = _by_content(documents) if distinct >= FEWEST else _by_position(documents)
     # The name stored with results says which text it was, not where on this machine it lies.
-    return _corpus(f"text:{path.resolve().name}", splits, documents)
+    return joined(f"text:{path.resolve().name}", divided(documents), documents)
 
 
 def unigram_entropy(split: Tokens) -> float:
@@ -90,9 +93,32 @@ def unigram_entropy(split: Tokens) -> float:
     """
     if not len(split):
         raise BadData("an empty split has no token frequencies")
-    counts = np.bincount(split)
-    shares = counts[counts > 0] / len(split)
+    counts = np.bincount(split.ravel())
+    shares = counts[counts > 0] / split.size
     return float(-(shares * np.log(shares)).sum())
+
+
+def available(tokens: Tokens, context: int) -> int:
+    """How many different windows of `context` predictions there are.
+
+    Raises:
+        BadData: none, or the rows of `tokens` are no windows of this context.
+    """
+    if context < 1:
+        raise ValueError(f"a window needs a context of at least 1 token, found {context}")
+    if tokens.ndim == 2:
+        if tokens.shape[1] != context + 1:
+            raise BadData(
+                f"this task's problems are for a context of {tokens.shape[1] - 1}, and the model's is {context}: "
+                "give the model that context, or the data another length"
+            )
+        return len(tokens)
+    if len(tokens) <= context:
+        raise BadData(
+            f"this split has {len(tokens)} tokens; a window of context {context} needs {context + 1}: "
+            "give more text or a shorter context"
+        )
+    return len(tokens) - context
 
 
 def _walk(root: Path, left_out: Sequence[str]) -> Iterator[Path]:
@@ -117,21 +143,33 @@ def _read(root: Path, paths: Iterable[Path]) -> list[Document]:
     return documents
 
 
-def _by_content(documents: Sequence[Document]) -> Splits:
-    distinct = sorted({document.digest for document in documents})
-    percent = {digest: 100 * rank / len(distinct) for rank, digest in enumerate(distinct)}
+def places(hashes: Sequence[bytes], train: int, tune: int) -> NDArray[np.int8]:
+    """0 train, 1 tune, 2 test by the rank of each hash, below `train` and `tune` percent: equal ones go to one side."""
+    distinct = sorted(set(hashes))
+    percent = {each: 100 * rank / len(distinct) for rank, each in enumerate(distinct)}
+    return np.array([(percent[each] >= train) + (percent[each] >= tune) for each in hashes], dtype=np.int8)
+
+
+def divided(documents: Sequence[Document], train: int = TRAIN, tune: int = TUNE) -> Splits:
+    """By content where at least 20 documents differ, else each cut at line ends after so many percent of its bytes."""
+    distinct = len({document.digest for document in documents})
+    return (by_content if distinct >= FEWEST else _by_position)(documents, train, tune)
+
+
+def by_content(documents: Sequence[Document], train: int = TRAIN, tune: int = TUNE) -> Splits:
+    """The same content never falls on two sides; the splits' shares end at `train` and `tune` percent."""
     splits: Splits = ([], [], [])
-    for document in documents:
-        place = percent[document.digest]
-        splits[(place >= TRAIN) + (place >= TUNE)].append(document.content)
+    found = places([document.digest for document in documents], train, tune)
+    for document, place in zip(documents, found.tolist(), strict=True):
+        splits[place].append(document.content)
     return splits
 
 
-def _by_position(documents: Sequence[Document]) -> Splits:
+def _by_position(documents: Sequence[Document], train: int, tune: int) -> Splits:
     splits: Splits = ([], [], [])
     for document in documents:
         content = document.content
-        cuts = [0, *(_line_end(content, len(content) * share // 100) for share in (TRAIN, TUNE)), len(content)]
+        cuts = [0, *(_line_end(content, len(content) * share // 100) for share in (train, tune)), len(content)]
         for split, (start, end) in zip(splits, pairwise(cuts), strict=True):
             split.append(content[start:end])
     return splits
@@ -142,7 +180,8 @@ def _line_end(content: bytes, position: int) -> int:
     return content.rfind(b"\n", position - len(content) // 100, position) + 1 or position
 
 
-def _corpus(name: str, splits: Splits, documents: Sequence[Document], detail: str = "") -> Corpus:
+def joined(name: str, splits: Splits, documents: Sequence[Document], detail: str = "") -> Corpus:
+    """The corpus of three lists of documents, and the digest of them all; BadData where a split comes out empty."""
     digest = sha256()
     for document in documents:
         digest.update(f"{document.name}\0".encode(errors="surrogateescape") + document.digest)

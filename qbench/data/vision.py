@@ -1,6 +1,6 @@
 """Labelled images: scikit-learn's digits, MNIST's own files, or a folder of pictures per class, in three splits.
 
-Nothing is downloaded. Pixels are stored bytes, 255 the brightest; what a model wants to see is in `pixels.py`.
+Pixels are stored bytes, 255 the brightest; what a model wants to see is in `pixels.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qbench.data.idx import idx_folder
-from qbench.data.text import BadData
+from qbench.data.text import BadData, places
 from qbench.names import UnknownName, suggestion
 
 Split = Literal["train", "tune", "test", "all"]
@@ -23,7 +23,8 @@ TRAIN, TUNE = 70, 80  # percent: up to the first is train, from there to the sec
 TUNE_OF_TRAIN = 95  # percent, where the data come with a test split of their own
 SIDE = 256  # pictures of several sizes are scaled to this shorter side and cut to the middle square
 PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-KINDS = ("digits", "idx:PATH", "images:PATH")
+GREY = ("1", "L")  # Pillow's modes without colour
+KINDS = ("digits", "idx:PATH", "images:PATH", "hf-images:NAME")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +60,7 @@ class Images:
 
 
 def load(name: str) -> Images:
-    """The images called `digits`, `idx:PATH` or `images:PATH`.
+    """The images called `digits`, `idx:PATH`, `images:PATH` or `hf-images:NAME`.
 
     Raises:
         UnknownName: no such kind, or no path where one is wanted.
@@ -69,6 +70,10 @@ def load(name: str) -> Images:
     kind, _, path = name.partition(":")
     if kind == "digits" and not path:
         return digits()
+    if kind == "hf-images" and path:
+        from qbench.data.hub_images import images
+
+        return images(path)
     if kind in ("idx", "images") and path:
         return (idx if kind == "idx" else folder)(Path(path))
     raise UnknownName(f"no images {name!r}{suggestion(name, KINDS)} known: {', '.join(KINDS)}")
@@ -82,7 +87,7 @@ def digits() -> Images:
     datasets = _package("sklearn.datasets", "scikit-learn", "the digits")
     raw = datasets.load_digits()
     pixels = np.rint(raw.images[:, None] * (255 / 16)).astype(np.uint8)
-    return _images("digits", (pixels, raw.target.astype(np.int64)), tuple(map(str, raw.target_names)))
+    return labelled("digits", (pixels, raw.target.astype(np.int64)), tuple(map(str, raw.target_names)))
 
 
 def idx(path: Path) -> Images:
@@ -92,7 +97,8 @@ def idx(path: Path) -> Images:
     """
     pixels, labels, tests = idx_folder(path)
     classes = tuple(map(str, range(int(labels.max()) + 1)))
-    return _images(f"idx:{path.resolve().name}", (pixels, labels), classes, tests)
+    published = np.where(tests, 2, 0).astype(np.int8)
+    return labelled(f"idx:{path.resolve().name}", (pixels, labels), classes, published)
 
 
 def folder(path: Path) -> Images:
@@ -115,12 +121,8 @@ def folder(path: Path) -> Images:
         raise BadData(f"{path}: expected one folder of pictures ({', '.join(sorted(PICTURES))}) per class, found none")
     pictures = [_picture(file) for found in files.values() for file in found]
     labels = np.repeat(np.arange(len(files)), [len(found) for found in files.values()]).astype(np.int64)
-    mode = "L" if all(picture.mode in ("1", "L") for picture in pictures) else "RGB"
-    several = len({picture.size for picture in pictures}) > 1
-    arrays = [np.asarray((_square(picture) if several else picture).convert(mode)) for picture in pictures]
-    pixels = np.stack([each[None] if each.ndim == 2 else each.transpose(2, 0, 1) for each in arrays])
-    detail = f"several sizes: shorter side scaled to {SIDE}, middle square" if several else ""
-    return replace(_images(f"images:{path.resolve().name}", (pixels, labels), tuple(files)), detail=detail)
+    pixels, detail = stacked(pictures)
+    return replace(labelled(f"images:{path.resolve().name}", (pixels, labels), tuple(files)), detail=detail)
 
 
 def as_labelled(images: Images, id2label: Mapping[int, str]) -> Images:
@@ -146,35 +148,43 @@ def as_labelled(images: Images, id2label: Mapping[int, str]) -> Images:
     )
 
 
-def _images(
+def labelled(
     name: str,
     data: tuple[NDArray[np.uint8], NDArray[np.int64]],
     classes: tuple[str, ...],
-    tests: NDArray[np.bool_] | None = None,
+    published: NDArray[np.int8] | None = None,
 ) -> Images:
+    """Pixels and labels in three splits by the rank of each image's hash, or as `published`: 0 train, 1 tune, 2 test.
+
+    A published test split stays whole; where no image is for tuning, some of train are.
+    """
     pixels, labels = data
-    hashes = [sha256(image.tobytes()).digest() for image in pixels]
+    hashes = [sha256(image).digest() for image in np.ascontiguousarray(pixels)]
     total = sha256(repr((pixels.shape, classes)).encode())
     for each, label in zip(hashes, labels.tolist(), strict=True):
         total.update(each + label.to_bytes(4, "little"))
-    if tests is None:
-        place = _places(hashes, TRAIN, TUNE)
-    else:  # a test split that was published is kept as it is
-        total.update(tests.tobytes())
-        place = np.full(len(labels), 2, dtype=np.int8)
-        place[~tests] = _places(
-            [each for each, test in zip(hashes, tests, strict=True) if not test], TUNE_OF_TRAIN, 100
-        )
+    if published is None:
+        place = places(hashes, TRAIN, TUNE)
+    else:
+        total.update((published == 2).tobytes())
+        place = published.copy()
+        if (published == 1).any():
+            total.update(published.tobytes())
+        else:
+            train = np.flatnonzero(published == 0)
+            place[train] = places([hashes[i] for i in train.tolist()], TUNE_OF_TRAIN, 100)
     for array in (pixels, labels, place):
         array.setflags(write=False)
     return Images(name, pixels, labels, classes, place, total.hexdigest())
 
 
-def _places(hashes: Sequence[bytes], train: int, tune: int) -> NDArray[np.int8]:
-    """By the rank of an image's own hash, so that identical ones never fall on both sides."""
-    distinct = sorted(set(hashes))
-    percent = {each: 100 * rank / len(distinct) for rank, each in enumerate(distinct)}
-    return np.array([(percent[each] >= train) + (percent[each] >= tune) for each in hashes], dtype=np.int8)
+def stacked(pictures: Sequence[Any]) -> tuple[NDArray[np.uint8], str]:
+    """Pillow's pictures as bytes [N, C, H, W], and what was done to those of several sizes; grey where all are."""
+    mode = "L" if all(picture.mode in GREY for picture in pictures) else "RGB"
+    several = len({picture.size for picture in pictures}) > 1
+    arrays = [np.asarray((_square(picture) if several else picture).convert(mode)) for picture in pictures]
+    pixels = np.stack([each[None] if each.ndim == 2 else each.transpose(2, 0, 1) for each in arrays])
+    return pixels, f"several sizes: shorter side scaled to {SIDE}, middle square" if several else ""
 
 
 def _picture(file: Path) -> Any:
@@ -182,9 +192,14 @@ def _picture(file: Path) -> Any:
     try:
         with pillow.open(file) as picture:
             picture.load()
-            return picture.convert("RGB") if picture.mode not in ("1", "L") else picture.copy()
+            return plain(picture)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways to say that a file is damaged
         raise BadData(f"{file}: cannot be read as a picture: {error}") from error
+
+
+def plain(picture: Any) -> Any:
+    """A picture of its own that is grey or RGB: no palette, no transparency, no open file."""
+    return picture.convert("RGB") if picture.mode not in GREY else picture.copy()
 
 
 def _square(picture: Any) -> Any:
@@ -193,7 +208,7 @@ def _square(picture: Any) -> Any:
     wide, high = max(SIDE, round(width * scale)), max(SIDE, round(height * scale))
     left, top = (wide - SIDE) // 2, (high - SIDE) // 2
     return (
-        picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+        picture.convert("L" if picture.mode in GREY else "RGB")
         .resize((wide, high), 3)
         .crop((left, top, left + SIDE, top + SIDE))
     )

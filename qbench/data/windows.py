@@ -2,28 +2,25 @@
 
 from collections.abc import Iterator
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qbench.data.text import BadData
-
-Tokens = NDArray[np.integer[Any]]  # 1-D
+from qbench.data.text import BadData, Tokens, available
 
 
 def training_batches(tokens: Tokens, context: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """`steps` batches, int64 [batch, context + 1], of windows that start anywhere with equal chance.
+    """`steps` batches, int64 [batch, context + 1], of windows that start anywhere with equal chance, or of whole rows.
 
     The last token of a window is only ever predicted. The order depends on the seed alone: fewer steps are the
     first of more, and the global random state is neither read nor moved.
 
     Raises:
-        BadData: `tokens` is shorter than one window.
+        BadData: `tokens` is shorter than one window, or its rows are no windows of this context.
     """
-    starts = _starts(tokens, context)
+    starts = available(tokens, context)
     generator = torch.Generator().manual_seed(seed)
     return (
         _windows(tokens, torch.randint(starts, (batch,), generator=generator).numpy(), context) for _ in range(steps)
@@ -34,11 +31,11 @@ def evaluation_windows(tokens: Tokens, context: int, n: int) -> Tensor:
     """`n` windows, int64 [n, context + 1], evenly spaced from the first token to the last; apart where they fit.
 
     Raises:
-        BadData: `tokens` has fewer than `n` different windows.
+        BadData: `tokens` has fewer than `n` different windows, or its rows are no windows of this context.
     """
-    starts = _starts(tokens, context)
+    starts = available(tokens, context)
     if not 1 <= n <= starts:
-        raise BadData(f"expected between 1 and {starts} windows of {context} from {len(tokens)} tokens, found {n}")
+        raise BadData(f"expected between 1 and {starts} windows of {context} from {tokens.size} tokens, found {n}")
     return _windows(tokens, np.arange(n) * (starts - 1) // max(n - 1, 1), context)
 
 
@@ -52,17 +49,7 @@ def window_digest(windows: Tensor) -> str:
     return sha256(repr(tokens.shape).encode() + tokens.tobytes()).hexdigest()
 
 
-def _starts(tokens: Tokens, context: int) -> int:
-    """How many places a window can start at."""
-    if context < 1:
-        raise ValueError(f"a window needs a context of at least 1 token, found {context}")
-    if len(tokens) <= context:
-        raise BadData(
-            f"this split has {len(tokens)} tokens; a window of context {context} needs {context + 1}: "
-            "give more text or a shorter context"
-        )
-    return len(tokens) - context
-
-
 def _windows(tokens: Tokens, starts: NDArray[np.int64], context: int) -> Tensor:
+    if tokens.ndim == 2:
+        return torch.from_numpy(tokens[starts].astype(np.int64))
     return torch.from_numpy(tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64))

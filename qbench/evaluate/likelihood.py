@@ -1,5 +1,6 @@
 """How well a model predicts held-out text: cross-entropy and errors by window, so that differences are paired."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from math import log
@@ -78,10 +79,15 @@ def numerical_floor(model: nn.Module, windows: Tensor | Windows, reference: Like
 
     The windows are scored again with another batch size and, where `why_not_exact` has nothing against it, in float64.
     """
-    others = [likelihood(model, windows, OTHER_BATCH)]
+    return arithmetic_floor(model, lambda other, batch: likelihood(other, windows, batch).losses, reference.losses)
+
+
+def arithmetic_floor(model: nn.Module, score: Callable[[nn.Module, int], np.ndarray], losses: np.ndarray) -> float:
+    """The same of whatever `score(model, batch)` gives one loss of, [N]; `losses` are those of the model as it is."""
+    others = [score(model, OTHER_BATCH)]
     if not why_not_exact(model):
-        others.append(likelihood(_exact(model), windows))
-    return max(float(np.abs(other.losses - reference.losses).max()) for other in others)
+        others.append(score(_exact(model), BATCH))
+    return max(float(np.abs(other - losses).max()) for other in others)
 
 
 def why_not_exact(model: nn.Module) -> str:
@@ -113,12 +119,6 @@ def bits_per_byte(loss: float, bytes_per_token: float = 1.0) -> float:
     8.0
     """
     return loss / log(2) / bytes_per_token
-
-
-def next_token_loss(model: nn.Module, windows: Tensor) -> Tensor:
-    """Mean cross-entropy of `windows` [N, T + 1], with its graph."""
-    logits = model(windows[:, :-1])
-    return cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
 
 def _scored(model: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,14 +13,15 @@ from qbench.capture.families import layout, linear_groups
 from qbench.capture.foreign import settings
 from qbench.capture.place import Matrix, Place
 from qbench.capture.places import matrices, places
+from qbench.capture.sites import of
 from qbench.models.transformer import Transformer
 
 Groups = Sequence[tuple[tuple[str, ...], str]]  # of one block: names of weights, and the place that they read
 
 _OWN = (
-    (("attn.q", "attn.k", "attn.v"), "attn.in"),
+    (("attn.q", "attn.k", "attn.v", "attn.gate"), "attn.in"),
     (("attn.out",), "attn.context"),
-    (("mlp.pre",), "mlp.in"),
+    (("mlp.pre", "mlp.up"), "mlp.in"),
     (("mlp.out",), "mlp.hidden"),
 )
 
@@ -83,10 +84,14 @@ def checkpoint(model: nn.Module) -> nn.Module:
 def _groups(model: nn.Module) -> Sequence[Groups]:
     """For each block; empty where the model has no site names."""
     if isinstance(model, Transformer):
-        layers = range(model.spec.layers)
-        return [[(tuple(f"blocks.{i}.{w}" for w in ws), f"blocks.{i}.{site}") for ws, site in _OWN] for i in layers]
+        known = of(model.spec)
+        return [_of_block(f"blocks.{i}", known.weights) for i in range(known.layers)]
     config = settings(model)
     return [] if config is None or layout(config) is None else linear_groups(config)
+
+
+def _of_block(block: str, known: Sequence[str]) -> Groups:
+    return [(tuple(n for w in ws if (n := f"{block}.{w}") in known), f"{block}.{site}") for ws, site in _OWN]
 
 
 def _named(model: nn.Module, groups: Sequence[Groups]) -> Iterator[Unit]:

@@ -27,6 +27,21 @@ _BY_SLICE: Mapping[str, str] = {
     **dict.fromkeys(("delta_p/rms", "top1_changed", "flips"), "1"),
 }
 
+# What is said of a residual addition y = x + f, by axis: of all values, per token, per channel.
+_ADDS: Mapping[str, str] = {
+    "variance_ratio": "r: variance of what joins over that of the stream",
+    "correlation": "of the stream and what joins it",
+    "c31": "joint cumulant E[x^3 f] - 3 E[x^2] E[x f] over var(y)^2: the branch expands what is large in the stream",
+    "c22": "joint cumulant E[x^2 f^2] - E[x^2] E[f^2] - 2 E[x f]^2 over var(y)^2: both are large in the same places",
+    "c13": "joint cumulant E[x f^3] - 3 E[f^2] E[x f] over var(y)^2",
+    "kurtosis/stream": "excess kurtosis of the stream before the addition",
+    "kurtosis/branch": "excess kurtosis of what joins",
+    "kurtosis/sum": "excess kurtosis of the sum, as measured",
+    "kurtosis/predicted": "the same from the cumulants of stream and branch and c31, c22, c13: an identity",
+    "kurtosis/independent": "what it were, were stream and branch independent: (k_x + r^2 k_f) / (1 + r)^2",
+}
+_AXES: Mapping[str, str] = {"tensor": "all values pooled", "token": "mean over tokens", "channel": "mean over channels"}
+
 METRICS: Mapping[str, Metric] = {
     # Error of a quantized tensor
     "relative_error": Metric("1", "cost", "norm of the error over norm of the tensor"),
@@ -75,10 +90,45 @@ METRICS: Mapping[str, Metric] = {
     "outliers/sinks_elsewhere": Metric("1", "description", "sinks per window that are not at the first position"),
     "outliers/first_token_norm": Metric("1", "description", "norm of the first token over its window's median norm"),
     "outliers/energy_apart": Metric("1", "description", "share of sinks and first tokens in the energy"),
+    # Where a branch joins the stream
+    **{
+        f"add/{name}/{axis}": Metric("1", "description", f"{meaning}; {how}")
+        for name, meaning in _ADDS.items()
+        for axis, how in _AXES.items()
+    },
+    "add/alignment": Metric(
+        "1", "evidence", "squared cosine of what joined and the branch's output: 1 for an addition"
+    ),
+    # How an error grows through the network; f is a block or matrix, R, A, B, C are means over tokens
+    "flow/error": Metric("1", "cost", "R: power of the error behind f over the clean signal's", "arXiv 2509.23500"),
+    "flow/inherited": Metric("1", "description", "A: part of R that came in and was passed on", "arXiv 2509.23500"),
+    "flow/introduced": Metric("1", "description", "B: part of R that f's own quantizers made", "arXiv 2509.23500"),
+    "flow/cross": Metric("1", "description", "C: twice the product of both parts, R = A + B + C", "arXiv 2509.23500"),
+    "flow/gain": Metric("1", "description", "G: A over the R in front of f", "arXiv 2509.23500"),
+    "flow/gain/spectral": Metric("1", "description", "G1: squared ratio of spectral norms", "arXiv 2509.23500"),
+    "flow/gain/alignment": Metric(
+        "1",
+        "description",
+        "G2 = G / G1: is the error better aligned with the matrix than the signal",
+        "arXiv 2509.23500",
+    ),
+    "noise/increase": Metric("nats/token", "cost", "loss with white noise at a place minus loss without"),
+    "noise/sensitivity": Metric("nats/token", "cost", "noise/increase over the noise's power relative to the tensor's"),
+    "noise/snr_db": Metric("dB", "evidence", "power of the tensor over that of the noise"),
+    "noise/exponent": Metric("1", "evidence", "of noise/increase as a power of the noise's; 1 where it is quadratic"),
+    # Random stacks, nothing trained
+    "theory/kurtosis/tensor": Metric("1", "evidence", "excess_kurtosis/tensor by a closed form, in expectation"),
+    "theory/kurtosis/channel": Metric("1", "evidence", "excess_kurtosis/channel by a closed form, in expectation"),
+    # Which statistic predicts the loss increase
+    "rank_correlation": Metric("1", "evidence", "Spearman's rho of a statistic with the loss increase"),
     # Quality of a model
+    "lr": Metric("1", "evidence", "peak learning rate that was tried"),
     "loss": Metric("nats/token", "cost", "mean cross-entropy on held-out windows"),
     "bits_per_byte": Metric("bits", "cost", "loss in bits, per byte of text"),
     "loss_increase": Metric("nats/token", "cost", "loss minus the unquantized model's, paired by window"),
+    "loss_increase/inside": Metric(
+        "nats/token", "cost", "loss minus that of the same seed trained without quantizers inside, nothing quantized"
+    ),
     "loss_increase/first_order": Metric(
         "nats/token", "evidence", "what the gradient predicts: sum of gradient times change, before any exact pass"
     ),
@@ -90,7 +140,10 @@ METRICS: Mapping[str, Metric] = {
     ),
     "rank_correlation/fisher": Metric("1", "evidence", "Spearman's, of this order with the exact loss increase"),
     "block_forwards": Metric("1", "evidence", "of the forward passes of blocks that whole passes would have taken"),
-    "error_rate": Metric("1", "cost", "share of tokens whose most likely next token is wrong"),
+    "error_rate": Metric("1", "cost", "share of tokens whose most likely next token is wrong; of images, misnamed"),
+    "error_rate/exact": Metric("1", "cost", "wrong share of a procedural task's tokens with one right answer"),
+    "error_rate/problem": Metric("1", "cost", "share of its problems with any of these wrong: not solved as a whole"),
+    "loss/least": Metric("nats/token", "evidence", "loss of whoever knows how the problems are made: none has less"),
     "floor/numerical": Metric(
         "nats/token", "evidence", "largest loss change of a window when only the batch size or the precision changes"
     ),
@@ -161,9 +214,16 @@ METRICS: Mapping[str, Metric] = {
     # Training
     "train_loss": Metric("nats/token", "cost", "training loss of one step"),
     "validation_loss": Metric("nats/token", "cost", "loss on the tuning split during training"),
-    "unigram_entropy": Metric("nats/token", "evidence", "what a model that knows only token frequencies reaches"),
+    "unigram_entropy": Metric(
+        "nats/token", "evidence", "what a model reaches that knows only how frequent tokens or classes are"
+    ),
     "largest_gradient_norm": Metric("1", "evidence", "before clipping, over the whole run"),
     "cpu_seconds": Metric("s", "evidence", "process time"),
-    "training_tokens": Metric("count", "evidence", "tokens seen in training"),
+    "training_tokens": Metric("count", "evidence", "tokens, or patches of images, seen in training"),
+    "tokens_per_second": Metric("1/s", "evidence", "tokens, or patches, trained on in a second on the clock"),
+    "model_flops": Metric(
+        "1/s", "evidence", "operations a second that the model needs: 6 N + 12 L T D a token", "arXiv 2204.02311"
+    ),
+    "mfu": Metric("1", "evidence", "model_flops over what the device's maker states", "arXiv 2204.02311"),
     "parameters": Metric("count", "evidence", "numbers in the model"),
 }

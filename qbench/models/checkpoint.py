@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ def save(model: Transformer, path: Path, meta: Mapping[str, str]) -> None:
 
     Raises ValueError where `meta` uses one of our own keys, `format` and `spec`, CannotWrite where it cannot be stored.
     """
-    own = {"format": FORMAT, "spec": json.dumps(asdict(model.spec), sort_keys=True)}
+    own = {"format": FORMAT, "spec": json.dumps(model.spec.stored(), sort_keys=True)}
     if taken := own.keys() & meta.keys():
         raise ValueError(f"checkpoint metadata may not use {', '.join(sorted(taken))}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -1,8 +1,7 @@
-"""qbench's own models as folders that `transformers` loads, with the modelling file beside the weights."""
+"""qbench's own models as folders that `transformers` loads, with the modelling files beside the weights."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -13,32 +12,38 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from qbench.models.folder import SINGLE, BadModel, Folder, look
-from qbench.models.spec import ModelSpec
+from qbench.models.spec import SPELLED, ModelSpec, Task, described
 from qbench.models.transformer import Transformer
 from qbench.results.files import make_folder, write_whole
 
 MODEL_TYPE = "qbench"
-MODELLING = "modeling_qbench"
+CONFIGURATION, LAYERS, MODELLING = "configuration_qbench", "layers_qbench", "modeling_qbench"
 BYTES = 256
-# `transformers` takes a `temperature` in a config for the one of sampling.
-_SPELLED: Mapping[str, str] = MappingProxyType({"temperature": "attention_temperature"})
+# What `transformers` loads a model of each task with.
+_CLASSES: Mapping[Task, tuple[str, str]] = MappingProxyType(
+    {
+        "language": ("AutoModelForCausalLM", "QbenchForCausalLM"),
+        "vision": ("AutoModelForImageClassification", "QbenchForImageClassification"),
+    }
+)
 
 
 def export(model: Transformer, folder: Path) -> None:
-    """Write config, weights, modelling file and, for a model of bytes, a tokenizer whose ids are the bytes.
+    """Write config, weights, modelling files and, for a model of bytes, a tokenizer whose ids are the bytes.
 
-    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` then gives equal logits, to the bit.
+    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` then gives equal logits, to the bit;
+    for a classifier of images it is `AutoModelForImageClassification`.
     The weights come last: an export that broke off is a folder without weights. Raises CannotWrite.
     """
     make_folder(folder)
     (folder / SINGLE).unlink(missing_ok=True)
     text = {"config.json": _config(model), "generation_config.json": {"use_cache": False}}
-    if model.spec.vocabulary == BYTES:
+    if model.spec.task == "language" and model.spec.vocabulary == BYTES:
         text |= {"tokenizer.json": byte_tokenizer(), "tokenizer_config.json": _tokenizer_config(model.spec)}
     for name, table in text.items():
         write_whole(folder / name, (json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
-    source = files("qbench.models").joinpath(f"{MODELLING}.py").read_bytes()
-    write_whole(folder / f"{MODELLING}.py", source)
+    for name in (CONFIGURATION, LAYERS, MODELLING):
+        write_whole(folder / f"{name}.py", files("qbench.models").joinpath(f"{name}.py").read_bytes())
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_whole(folder / SINGLE, to_bytes(state, {"format": "pt"}))
 
@@ -49,9 +54,8 @@ def read(folder: Folder | Path) -> Transformer:
     Raises BadModel where config and weights do not belong together.
     """
     folder = folder if isinstance(folder, Folder) else look(folder)
-    names = {field.name: _SPELLED.get(field.name, field.name) for field in fields(ModelSpec)}
     try:
-        model = Transformer(ModelSpec(**{name: folder.config[key] for name, key in names.items()}))
+        model = Transformer(described(folder.config))
     except (KeyError, TypeError, ValueError) as error:
         raise BadModel(f"{folder.path / 'config.json'}: describes no model of ours: {error}") from None
     state = load_file(folder.path / SINGLE)
@@ -90,14 +94,12 @@ def _letters() -> list[str]:
 
 def _config(model: Transformer) -> Mapping[str, Any]:
     dtype = str(model.embed.dtype).removeprefix("torch.")
+    auto, ours = _CLASSES[model.spec.task]
     return {
-        **{_SPELLED.get(name, name): value for name, value in asdict(model.spec).items()},
+        **{SPELLED.get(name, name): value for name, value in model.spec.stored().items()},
         "model_type": MODEL_TYPE,
-        "architectures": ["QbenchForCausalLM"],
-        "auto_map": {
-            "AutoConfig": f"{MODELLING}.QbenchConfig",
-            "AutoModelForCausalLM": f"{MODELLING}.QbenchForCausalLM",
-        },
+        "architectures": [ours],
+        "auto_map": {"AutoConfig": f"{CONFIGURATION}.QbenchConfig", auto: f"{MODELLING}.{ours}"},
         "dtype": dtype,
         "tie_word_embeddings": False,
         "use_cache": False,

@@ -1,16 +1,20 @@
-"""Small layers: named sites, RMSNorm, rotary positions, the MLP.
+"""Small layers: named sites, gains of branches, the MLP.
 
-Shape suffixes: B windows, T tokens, D width, H heads, K half a head, F hidden width of the MLP.
+Shape suffixes: B windows, T tokens, D width, F hidden width of the MLP.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from math import sqrt
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPSILON = 1e-6
-ROTARY_BASE = 10_000.0
+from qbench.models.mlps import MLPS
+from qbench.models.norms import NORMS
+from qbench.models.spec import Gain as GainKind
+from qbench.models.spec import ModelSpec
+from qbench.models.wiring import Joint
 
 
 class Site(nn.Module):
@@ -23,60 +27,73 @@ class Site(nn.Module):
         return x
 
 
-def sites(names: Iterable[str]) -> nn.ModuleDict:
-    """One `Site` for each name; a module keeps them as `self.site`, which puts `.site.` into their qualified names."""
-    return nn.ModuleDict({name: Site() for name in names})
+def sites(names: Iterable[str], joint: Joint | None = None) -> nn.ModuleDict:
+    """One `Site` for each name; a module keeps them as `self.site`, which puts `.site.` into their qualified names.
+
+    A sub-block also has `out`, an identity where the stream's own site follows at once, and where the norm comes after
+    the sum the place that it reads.
+    """
+    found = nn.ModuleDict({name: Site() for name in names})
+    if joint is not None:
+        found["out"] = nn.Identity() if joint.copies else Site()
+        if joint.after:
+            found["sum"] = Site()
+    return found
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-6) * gain over the last axis (Zhang & Sennrich, arXiv 1910.07467)."""
+class Gain(nn.Module):
+    """One factor on a whole branch, learned (SkipInit: De & Smith, arXiv 2002.10444; ReZero: arXiv 2003.04887)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, start: float) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.ones(width))
+        self.gain = nn.Parameter(torch.tensor([start]))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        # Spelled out: F.rms_norm is 30 % slower forward and backward on CPU, and as exact.
-        inverse_rms_BT1 = torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + EPSILON)
-        return x_BTD * inverse_rms_BT1 * self.gain
+        return x_BTD * self.gain
 
 
-def rotary_table(context: int, head: int) -> Tensor:
-    """Angles of rotary positions as (cos, sin): [context, head / 2, 2], t * 10000^(-2 k / head) at [t, k].
+class Fixed(nn.Module):
+    """One factor on a whole branch, which stays."""
 
-    Source: Su et al., arXiv 2104.09864, equation 15.
-    """
-    frequency_K = ROTARY_BASE ** (-torch.arange(0, head, 2, dtype=torch.float64) / head)
-    angle_TK = torch.outer(torch.arange(context, dtype=torch.float64), frequency_K)
-    return torch.stack([angle_TK.cos(), angle_TK.sin()], -1).float()
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD * self.factor
 
 
-def rotate(x_BTHD: Tensor, table_TK2: Tensor) -> Tensor:
-    """Turn each pair (2k, 2k + 1) of a head's coordinates by the angle of its position; heads are [B, T, H, 2K].
+GAINS: Mapping[GainKind, Callable[[float], nn.Module]] = {
+    "none": lambda start: nn.Identity(),
+    "fixed": Fixed,
+    "learned": Gain,
+}
 
-    The pairs are read as complex numbers: one multiplication forward, one backward, instead of seven.
-    """
-    x_BTHK = torch.view_as_complex(x_BTHD.unflatten(-1, (-1, 2)))
-    turn_T1K = torch.view_as_complex(table_TK2).unsqueeze(1)
-    return torch.view_as_real(x_BTHK * turn_T1K).flatten(-2)
+
+def branch_gain(spec: ModelSpec, joint: Joint) -> nn.Module:
+    """What scales a sub-block's output before it is added to a stream; nothing where it is not."""
+    start = spec.gain_start / (sqrt(spec.layers) if spec.gain_by_depth else 1.0)
+    return nn.Identity() if joint.copies else GAINS[spec.gain](start)
 
 
 class MLP(nn.Module):
-    """Normalize, widen, GELU, narrow; the sub-block's output, before it joins the stream.
+    """Normalize, widen, act, narrow; the sub-block's output, before it joins the stream."""
 
-    `outlet` is called on the output: a `Site`, or an identity where the stream's own site follows at once.
-    """
-
-    def __init__(self, width: int, hidden: int, outlet: nn.Module) -> None:
+    def __init__(self, spec: ModelSpec, joint: Joint) -> None:
         super().__init__()
-        self.norm = RMSNorm(width)
-        self.pre = nn.Parameter(torch.empty(hidden, width))
-        self.out = nn.Parameter(torch.empty(width, hidden))
-        self.site = sites(("in", "pre", "hidden"))
-        self.site["out"] = outlet
+        row = MLPS[spec.mlp]
+        self.act = row.act
+        self.before = not joint.after
+        self.norm = NORMS[spec.norm](spec.width)
+        self.pre = nn.Parameter(torch.empty(spec.hidden, spec.width))
+        self.up = nn.Parameter(torch.empty(spec.hidden, spec.width)) if row.gated else None
+        self.out = nn.Parameter(torch.empty(spec.width, spec.hidden))
+        self.gain = branch_gain(spec, joint)
+        self.site = sites(("in", "pre", *(("up",) if row.gated else ()), "hidden"), joint)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = self.site["in"](self.norm(x_BTD))
-        pre_BTF = self.site["pre"](F.linear(x_BTD, self.pre))
-        hidden_BTF = self.site["hidden"](F.gelu(pre_BTF))
-        return self.site["out"](F.linear(hidden_BTF, self.out))
+        x_BTD = self.site["in"](self.norm(x_BTD) if self.before else x_BTD)
+        hidden_BTF = self.act(self.site["pre"](F.linear(x_BTD, self.pre)))
+        if self.up is not None:
+            hidden_BTF = hidden_BTF * self.site["up"](F.linear(x_BTD, self.up))
+        return self.site["out"](self.gain(F.linear(self.site["hidden"](hidden_BTF), self.out)))

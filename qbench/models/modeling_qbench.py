@@ -1,117 +1,67 @@
-"""A qbench model for plain `transformers`: this file travels with the weights, and needs nothing of qbench.
+"""A qbench model for plain `transformers`: this file and its neighbours travel with the weights, without qbench.
 
-Shape suffixes: B windows, T tokens, D width, H heads, K half a head, V vocabulary.
+Shape suffixes: B windows, T tokens, D width, K half a head, V vocabulary, P pixels.
 """
 
-from math import sqrt
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput
+
+from .configuration_qbench import QbenchConfig, head_size, length
+from .layers_qbench import Block, Norm
 
 
-class QbenchConfig(PreTrainedConfig):
-    """Size and wiring: "residual" or "residual-free"; `attention_temperature` is "const" or "inv-sqrt-layer"."""
-
-    model_type = "qbench"
-    attribute_map = {  # noqa: RUF012  (a class attribute by the library's contract)
-        "vocab_size": "vocabulary",
-        "hidden_size": "width",
-        "num_hidden_layers": "layers",
-        "num_attention_heads": "heads",
-        "max_position_embeddings": "context",
-    }
-
-    layers: int = 6
-    width: int = 64
-    heads: int = 4
-    context: int = 64
-    vocabulary: int = 256
-    mlp_ratio: int = 4
-    wiring: str = "residual"
-    attention_temperature: str = "const"
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-6) * gain over the last axis."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(width))
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + 1e-6) * self.gain
-
-
-class Attention(nn.Module):
-    """Norm, causal attention with rotary positions, output projection."""
-
-    def __init__(self, config: QbenchConfig, layer: int) -> None:
-        super().__init__()
-        self.heads = config.heads
-        flatness = sqrt(1 + layer) if config.attention_temperature == "inv-sqrt-layer" else 1.0
-        self.scale = (1 / flatness) / sqrt(config.width // config.heads)
-        self.norm = RMSNorm(config.width)
-        self.q, self.k, self.v, self.out = (nn.Parameter(torch.empty(config.width, config.width)) for _ in range(4))
-
-    def forward(self, x_BTD: Tensor, rotary_TK2: Tensor) -> Tensor:
-        x_BTD = self.norm(x_BTD)
-        q_BTD, k_BTD, v_BTD = F.linear(x_BTD, torch.cat([self.q, self.k, self.v])).chunk(3, -1)
-        q_BTHD, k_BTHD, v_BTHD = (x.unflatten(-1, (self.heads, -1)) for x in (q_BTD, k_BTD, v_BTD))
-        q_BHTD = rotate(q_BTHD, rotary_TK2).transpose(1, 2)
-        k_BHTD = rotate(k_BTHD, rotary_TK2).transpose(1, 2)
-        context_BHTD = F.scaled_dot_product_attention(
-            q_BHTD, k_BHTD, v_BTHD.transpose(1, 2), is_causal=True, scale=self.scale
-        )
-        return F.linear(context_BHTD.transpose(1, 2).flatten(-2), self.out)
-
-
-class MLP(nn.Module):
-    """Norm, widen, GELU, narrow."""
-
-    def __init__(self, config: QbenchConfig) -> None:
-        super().__init__()
-        hidden = config.mlp_ratio * config.width
-        self.norm = RMSNorm(config.width)
-        self.pre = nn.Parameter(torch.empty(hidden, config.width))
-        self.out = nn.Parameter(torch.empty(config.width, hidden))
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return F.linear(F.gelu(F.linear(self.norm(x_BTD), self.pre)), self.out)
-
-
-class Block(nn.Module):
-    """Attention, then the MLP; without the residual wiring each one's output is the whole stream."""
-
-    def __init__(self, config: QbenchConfig, layer: int) -> None:
-        super().__init__()
-        self.residual = config.wiring == "residual"
-        self.attn = Attention(config, layer)
-        self.mlp = MLP(config)
-
-    def forward(self, x_BTD: Tensor, rotary_TK2: Tensor) -> Tensor:
-        update_BTD = self.attn(x_BTD, rotary_TK2)
-        x_BTD = x_BTD + update_BTD if self.residual else update_BTD
-        update_BTD = self.mlp(x_BTD)
-        return x_BTD + update_BTD if self.residual else update_BTD
-
-
-class QbenchForCausalLM(PreTrainedModel, GenerationMixin):
-    """Tokens in, next-token logits out; there is no cache, so that generating reads the whole window every time."""
+class Stack(PreTrainedModel):
+    """Everything between what is read and what the head reads."""
 
     config_class = QbenchConfig
     config: QbenchConfig
 
     def __init__(self, config: QbenchConfig) -> None:
         super().__init__(config)
-        self.embed = nn.Parameter(torch.empty(config.vocabulary, config.width))
+        width, vision = config.width, config.task == "vision"
+        patch = (width, config.channels * config.patch**2)
+        self.embed = nn.Parameter(torch.empty(patch if vision else (config.vocabulary, width)))
+        classes = vision and config.pooling == "class"
+        self.class_token = nn.Parameter(torch.empty(width)) if classes else None
+        self.positions = nn.Parameter(torch.empty(length(config), width)) if config.positions == "learned" else None
+        projections = range(2) if config.embed_projection else ()
+        added = [nn.Parameter(torch.empty(width, width)) for _ in projections] or [None, None]
+        self.embed_projection, self.final_projection = added
+        outer = "rmsnorm" if config.norm == "none" else config.norm
+        self.embed_norm = Norm(outer, width) if config.embed_norm else None
         self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.layers)])
-        self.norm = RMSNorm(config.width)
-        self.logits = nn.Parameter(torch.empty(config.vocabulary, config.width))
+        self.norm = Norm(outer, width)
+        self.logits = nn.Parameter(torch.empty(config.vocabulary, width))
         self.post_init()
+
+    def final(self, x_BTD: Tensor) -> Tensor:
+        """The states that the head reads, of embedded tokens or patches."""
+        steps, config, rotary_TK2 = x_BTD.shape[1], self.config, None
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions[:steps]
+        elif config.positions == "sinusoidal":
+            x_BTD = x_BTD + (config.position_deviation * sinusoids(steps, config.width)).to(x_BTD)
+        else:
+            rotary_TK2 = rotary_table(steps, head_size(config)).to(x_BTD.device)
+        if self.embed_projection is not None:
+            x_BTD = F.linear(x_BTD, self.embed_projection)
+        x_BTD = x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rotary_TK2)
+        x_BTD = self.norm(x_BTD)
+        return x_BTD if self.final_projection is None else F.linear(x_BTD, self.final_projection)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: the weights come from the checkpoint."""
+
+
+class QbenchForCausalLM(Stack, GenerationMixin):
+    """Tokens in, next-token logits out; there is no cache, so that generating reads the whole window every time."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
@@ -120,33 +70,48 @@ class QbenchForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises ValueError where the tokens exceed the context, or where padding comes first.
         """
-        length = input_ids.shape[-1]
-        if length > self.config.context:
-            raise ValueError(f"{length} tokens do not fit a context of {self.config.context}")
+        steps = input_ids.shape[-1]
+        if steps > self.config.context:
+            raise ValueError(f"{steps} tokens do not fit a context of {self.config.context}")
         if attention_mask is not None and not bool(attention_mask[..., 0].all()):
             raise ValueError("padding comes first: positions are counted from the left, pad on the right")
-        table_TK2 = rotary_table(length, self.config.width // self.config.heads).to(input_ids.device)
-        x_BTD = F.embedding(input_ids, self.embed)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, table_TK2)
-        logits_BTV = F.linear(self.norm(x_BTD), self.logits)
+        logits_BTV = F.linear(self.final(F.embedding(input_ids, self.embed)), self.logits)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         return CausalLMOutput(loss=loss, logits=logits_BTV)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the weights come from the checkpoint."""
+
+class QbenchForImageClassification(Stack):
+    """Images in, logits of classes out."""
+
+    main_input_name = "pixel_values"
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> ImageClassifierOutput:
+        """Logits [B, V] of images [B, C, P, P], and their mean loss where labels are given."""
+        patch = self.config.patch
+        x_BTD = F.linear(F.unfold(pixel_values, patch, stride=patch).mT, self.embed)
+        if self.class_token is not None:
+            x_BTD = torch.cat([self.class_token.expand(len(x_BTD), 1, -1), x_BTD], 1)
+        x_BTD = self.final(x_BTD)
+        logits_BV = F.linear(x_BTD.mean(1) if self.class_token is None else x_BTD[:, 0], self.logits)
+        loss = None if labels is None else F.cross_entropy(logits_BV.float(), labels)
+        return ImageClassifierOutput(loss=loss, logits=logits_BV)
 
 
-def rotary_table(length: int, head: int) -> Tensor:
-    """(cos, sin) of t * 10000^(-2 k / head) at [t, k]: [length, head / 2, 2]."""
-    frequency_K = 10_000.0 ** (-torch.arange(0, head, 2, dtype=torch.float64) / head)
-    angle_TK = torch.outer(torch.arange(length, dtype=torch.float64), frequency_K)
+def angles(steps: int, size: int) -> Tensor:
+    """t * 10000^(-2 k / size) at [t, k]."""
+    frequency_K = 10_000.0 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    return torch.outer(torch.arange(steps, dtype=torch.float64), frequency_K)
+
+
+def sinusoids(steps: int, width: int) -> Tensor:
+    """sin and cos by turns, mean square 1: [steps, width]."""
+    angle_TK = angles(steps, width + width % 2)
+    return (2**0.5 * torch.stack([angle_TK.sin(), angle_TK.cos()], -1).flatten(-2)[:, :width]).float()
+
+
+def rotary_table(steps: int, head: int) -> Tensor:
+    """(cos, sin) of the angle of each position and pair: [steps, head / 2, 2]."""
+    angle_TK = angles(steps, head)
     return torch.stack([angle_TK.cos(), angle_TK.sin()], -1).float()
-
-
-def rotate(x_BTHD: Tensor, table_TK2: Tensor) -> Tensor:
-    """Turn each pair (2k, 2k + 1) of a head's coordinates by the angle of its position."""
-    x_BTHK = torch.view_as_complex(x_BTHD.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(x_BTHK * torch.view_as_complex(table_TK2).unsqueeze(1)).flatten(-2)

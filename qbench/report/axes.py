@@ -64,7 +64,8 @@ def logarithmic(title: str, values: Iterable[float]) -> Axis:
     decades = [10.0**i for i in range(-9, 4)]
     many = max(found, default=1.0) / min(found, default=1.0) > 30
     marks = decades if many else [step * decade for decade in decades for step in (1, 2, 5)]
-    return _marked(title, found, marks, log10)
+    # The end of an interval may lie at 0 or below, where no logarithm is: it is drawn at the lower edge.
+    return _marked(title, found, marks, lambda value: log10(max(value, 1e-12)))
 
 
 def _marked(title: str, values: Sequence[float], marks: Sequence[float], scale: Callable[[float], float]) -> Axis:

@@ -138,9 +138,13 @@ def growth(run: View, site_class: str) -> Panel:
 
 
 def _of_class(rows: Sequence[Row], arm: Arm, site_class: str) -> list[Row]:
-    """Rows at sites of the class; where a block has no skip, a branch's output is the block's."""
-    name = sites.COPIES[arm.wiring].get(site_class, site_class)
+    name = site_name(arm, site_class)
     return [row for row in rows if place(row.site)[1] == name and place(row.site)[0] is not None]
+
+
+def site_name(arm: Arm, site_class: str) -> str:
+    """What an arm calls a class of sites; where a block has no skip, a branch's output is the block's."""
+    return sites.COPIES[arm.wiring].get(site_class, site_class)
 
 
 def _mark(x: float, seeds: Mapping[int, float], label: str) -> list[Mark]:

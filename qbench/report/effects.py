@@ -20,6 +20,7 @@ INTERVALS: Mapping[str, Callable[[Sequence[float], Sequence[float]], Interval | 
     "difference": difference_interval,
     "ratio": ratio_interval,
 }
+FOLLOWED: Mapping[str, str] = {"noise/": "noise", "add/": "adds"}  # what metrics that begin so are measured as
 ONE_SEED = "one seed, no interval"
 
 
@@ -41,6 +42,7 @@ class Effect:
     unit: str = ""
     reason: str = ""  # why it is undecided, or what to keep in mind
     text: str = ""
+    treatment: str = ""  # whose loss it is about, "" for tensors
 
 
 def answer(run: View, effects: Sequence[Mapping[str, Any]]) -> list[Effect]:
@@ -59,8 +61,9 @@ def _effect(run: View, asked: Mapping[str, Any]) -> Effect:
         "metric": metric,
         "null": float(null),
         "unit": "×" if compare == "ratio" else METRICS[metric].unit,
+        "treatment": str(asked["measure"].get("treatment", "")),
     }
-    found = [per_seed(run, name, asked["measure"]) for name in (first, second)]
+    found = [per_seed(run, *pair) for pair in pairs(asked)]
     paired = sorted(found[0].keys() & found[1].keys())
     if not paired:
         missing = listed([name for name, values in zip((first, second), found, strict=True) if not values])
@@ -77,6 +80,12 @@ def _effect(run: View, asked: Mapping[str, Any]) -> Effect:
     return _worded(Effect(**about, value=value, low=low, high=high, verdict=verdict, reason=reason))
 
 
+def pairs(asked: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Each arm of a claim with what is measured of it."""
+    first, second = (str(name) for name in asked["between"])
+    return [(first, asked["measure"]), (second, asked.get("against") or asked["measure"])]
+
+
 def per_seed(run: View, arm_name: str, measure: Mapping[str, Any]) -> dict[int, float]:
     """What `measure` asks for, one number for each seed of the arm, its sites averaged; empty where there is none."""
     arm = run.arm(arm_name)
@@ -84,15 +93,28 @@ def per_seed(run: View, arm_name: str, measure: Mapping[str, Any]) -> dict[int, 
 
 
 def _rows(run: View, arm: Arm, measure: Mapping[str, Any]) -> list[Row]:
+    metric = str(measure["metric"])
     if "treatment" in measure:
-        return run.select("loss", arm=arm.name, treatment=measure["treatment"])
+        of_treatment = {"arm": arm.name, "treatment": measure["treatment"]}
+        if metric.startswith("flow/"):
+            return run.select("flow", site=f"blocks.{arm.layers - 1}", **of_treatment)
+        return run.select("loss", **of_treatment)
     wanted = {"kind": measure["kind"], "quantizer": measure.get("quantizer") or ""}
-    rows = run.select("error" if wanted["quantizer"] else "shape", arm=arm.name, **wanted)
+    rows = run.select(_what(arm, metric, wanted["quantizer"]), arm=arm.name, **wanted)
     patterns = [str(pattern) for pattern in measure["sites"]]
-    chosen = {
-        s for pattern in patterns for s in sites.resolve(pattern, measure["kind"], sites.own(arm.wiring, arm.layers))
-    }
+    if at_once := [row for row in rows if row.scope in patterns]:  # noise at all places of a scope
+        return at_once
+    chosen = {s for pattern in patterns for s in sites.resolve(pattern, measure["kind"], sites.recorded(arm.model))}
     return [row for row in rows if row.site in chosen]
+
+
+def _what(arm: Arm, metric: str, quantizer: str) -> str:
+    """What a number of tensors was measured as."""
+    if "depth" in arm.model:
+        return "theory"
+    return next(
+        (what for start, what in FOLLOWED.items() if metric.startswith(start)), "error" if quantizer else "shape"
+    )
 
 
 def _decided(low: float, high: float, side: str, null: float) -> tuple[Verdict, str]:

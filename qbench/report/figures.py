@@ -1,20 +1,23 @@
 """The page's charts as static files for a paper: the same panels, drawn by matplotlib."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbench.report import budget, charts, provenance
 from qbench.report.panels import Panel, Series
+from qbench.report.study import crossed, sections
+from qbench.report.study.crossing import Crossing, crossing
 from qbench.report.view import View, view
 from qbench.results.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0b62a8", "#c2410c", "#00795e", "#8a3fa0", "#856404", "#4d5663")  # as in page.css
-SHAPES = ("o", "^", "s", "D", "v")
+COLOURS = ("#0b62a8", "#c2410c", "#00795e", "#8a3fa0", "#856404", "#4d5663", "#a3195b", "#3f6f12")  # as in page.css
+SHAPES = ("o", "^", "s", "D", "v", "P", "h")
 FORMATS = ("svg", "png")
+FEW = 6  # arms that a legend inside a panel has room for
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "qbench",  # the same figure is the same file
     "svg.fonttype": "none",
@@ -36,22 +39,38 @@ def write(run: Run, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path
         raise ImportError("figures need matplotlib: pip install 'qbench-suite[figures]'") from error
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
-    for name, panels in figures(view(run, first=provenance.compared(provenance.suite(run)))):
+    asked = provenance.suite(run)
+    for name, panels in figures(view(run, first=provenance.compared(asked)), provenance.claims(asked)):
         with rc_context(STYLE):
             columns = min(3, len(panels))
             rows = -(-len(panels) // columns)
             figure = Figure(figsize=(4.2 * columns, 3.3 * rows), layout="constrained")
             for place, panel in enumerate(panels, start=1):
                 draw(figure.add_subplot(rows, columns, place), panel)
-            figure.axes[0].legend(fontsize="small", frameon=False)
+            _legend(figure)
             for ending in formats:
                 paths.append(folder / f"{name}.{ending}")
                 figure.savefig(paths[-1], dpi=200, metadata={"Date": None} if ending == "svg" else None)
     return paths
 
 
-def figures(run: View) -> Iterator[tuple[str, list[Panel]]]:
-    """File name and panels of every figure that has points."""
+def _legend(figure: Any) -> None:
+    """Every arm of any panel once, below all of them where there are many."""
+    known = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if len(known) <= FEW:
+        figure.axes[0].legend(fontsize="small", frameon=False)
+    else:
+        figure.legend(
+            known.values(), known.keys(), fontsize="x-small", frameon=False, loc="outside lower center", ncols=6
+        )
+
+
+def figures(run: View, claims: Sequence[Mapping[str, Any]] = ()) -> Iterator[tuple[str, list[Panel]]]:
+    """File name and panels of every figure that has points; those of a study by optimizer."""
+    where = crossing(run)
+    if where.crossed:
+        yield from _of_study(run, where, claims)
+        return
     drawn = {
         "error-against-kurtosis": list(charts.clouds(run).panels.values())[:1],
         "loss-increase-against-bits": budget.budgets(run, "loss_increase"),
@@ -66,6 +85,17 @@ def figures(run: View) -> Iterator[tuple[str, list[Panel]]]:
             yield name, filled
 
 
+def _of_study(run: View, where: Crossing, claims: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Panel]]]:
+    """The charts of the page's sections, each variant a file, and losses against bits for each optimizer."""
+    found = [*sections.first(run, where, claims), *sections.why(run, where)]
+    drawn = {
+        "error-against-kurtosis": list(crossed.clouds(run, where).panels.values())[:1],
+        **{f"loss-increase-{name}": each for name, each in crossed.budgets(run, where, "loss_increase").items()},
+        **sections.panels(found),
+    }
+    yield from ((name, panels) for name, panels in drawn.items() if any(panel.points for panel in panels))
+
+
 def draw(axes: "Axes", panel: Panel) -> None:
     """One panel on matplotlib axes; places are scaled as on the page."""
     for band in panel.bands:
@@ -78,7 +108,7 @@ def draw(axes: "Axes", panel: Panel) -> None:
         _draw_series(axes, panel, series)
     if panel.ringed:
         x, y = zip(*((panel.x.scale(mark.x), panel.y.scale(mark.y)) for mark in panel.ringed), strict=True)
-        axes.plot(x, y, "o:", color="0.1", markerfacecolor="none", markersize=9, linewidth=0.8)
+        axes.plot(x, y, "o:" if panel.joined else "o", color="0.1", markerfacecolor="none", markersize=9, linewidth=0.8)
     _ticks(axes, panel)
     axes.set_title(panel.title, fontsize="medium", loc="left")
 
@@ -87,6 +117,9 @@ def _draw_series(axes: "Axes", panel: Panel, series: Series) -> None:
     colour, shape = COLOURS[series.style % len(COLOURS)], SHAPES[series.style % len(SHAPES)]
     x = [panel.x.scale(mark.x) for mark in series.marks]
     y = [panel.y.scale(mark.y) for mark in series.marks]
+    if series.dashed:
+        axes.plot([x[i] for i in series.line], [y[i] for i in series.line], "--", color=colour, linewidth=0.8)
+        return
     dense = len(x) > 50
     axes.plot(x, y, shape, color=colour, label=series.name, markersize=3 if dense else 4, alpha=0.5 if dense else 1)
     axes.plot([x[i] for i in series.line], [y[i] for i in series.line], color=colour, linewidth=1)

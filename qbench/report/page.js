@@ -12,10 +12,11 @@ const make = (name, attributes, text) => {
 // What needs a script is hidden until there is one.
 for (const element of all(".pick, .tools")) element.hidden = false;
 
-// Arms can be switched off, everywhere at once.
+// Arms can be switched off, everywhere at once; in a study whole architectures (colours) and optimizers (marks).
 const off = new Set();
+const hidden = ({arm, shape}) => off.has(arm) || off.has("c" + arm % data.colours) || off.has("m" + shape);
 const paint = () => {
-  for (const group of all("[data-arm]")) group.classList.toggle("off", off.has(group.dataset.arm));
+  for (const group of all("[data-arm]")) group.classList.toggle("off", hidden(group.dataset));
   for (const button of all("[data-toggle]")) button.setAttribute("aria-pressed", String(!off.has(button.dataset.toggle)));
 };
 for (const button of all("[data-toggle]")) {

@@ -22,7 +22,12 @@ from qbench.report import (
     troubles,
 )
 from qbench.report.effects import Effect
+from qbench.report.factors import COLOURS
 from qbench.report.panels import Panel
+from qbench.report.study import claims as matrix
+from qbench.report.study import crossed, grids, sections
+from qbench.report.study.crossing import Crossing, crossing
+from qbench.report.study.form import Section
 from qbench.report.view import UNQUANTIZED, View, view
 from qbench.report.words import counted, listed, number, with_unit
 from qbench.results.files import make_folder, write_whole
@@ -54,19 +59,64 @@ def build(run: Run, out: Path) -> Path:
 def render(run: Run) -> str:
     """The page as text; parts that were not measured are said to be missing in plain sentences."""
     asked = provenance.suite(run)
-    claims = asked.get("effects") or []
+    claims = provenance.claims(asked)
     seen = view(run, first=provenance.compared(asked))
     if probe.is_probe(seen):
         return probe.render(run, seen)
+    where = crossing(seen)
     found = effects.answer(seen, claims)
+    early = sections.first(seen, where, claims)
+    late = sections.last(run, seen, where, list(zip(found, claims, strict=True)))
+    if not where.crossed:
+        early, late = [], [*early, *late]
     context: dict[str, Any] = {
         **_heading(run, seen, asked),
         **_answer(run, seen, found),
-        **_charts(seen, claims),
-        **_rest(run, seen, found, claims),
+        **(_charts_crossed(seen, where, claims) if where.crossed else _charts(seen, claims)),
+        **_rest(seen),
+        **_legend(where),
+        "crossed": where.crossed,
+        "kind": "study crossed" if where.crossed else "study",
+        "described": where.described() if where.crossed else [],
+        "early": [sections.drawn(one) for one in early],
+        "late": [sections.drawn(one) for one in late],
     }
-    context["data"] = Markup(payload.text({"name": context["name"], **context.pop("scripted")}))
-    return assets.page("study.html", context)
+    if where.crossed:
+        context |= _answer_crossed(seen, where, claims, found)
+    context["links"] = _links(context, early, late)
+    context["scripted"]["tables"] |= sections.sheets([*early, *late])
+    context["data"] = Markup(payload.text({"name": context["name"], "colours": COLOURS, **context.pop("scripted")}))
+    return assets.page("study.html", context, "study.css")
+
+
+def _legend(where: Crossing) -> dict[str, Any]:
+    """Architectures by colour and optimizers by mark, where both vary."""
+    return {
+        "colours": [(name, where.colour(name)) for name in where.architectures],
+        "optimizers": [(name, where.mark(name)) for name in where.optimizers],
+        "data_colours": COLOURS,
+        "data_shapes": len(svg.SHAPES),
+        "swatch": _swatch,
+    }
+
+
+def _swatch(style: int) -> Markup:
+    return Markup(svg.swatch(style))
+
+
+def _links(context: Mapping[str, Any], early: Sequence[Section], late: Sequence[Section]) -> list[tuple[str, str]]:
+    plain = [] if context["crossed"] else [("course", "Depth and training"), ("arms", "Arms")]
+    return [
+        ("claims", "Claims"),
+        *((one.name, one.link) for one in early),
+        ("budget", "Loss and bits"),
+        ("cloud", "Error and kurtosis"),
+        *plain,
+        *((one.name, one.link) for one in late),
+        ("calibration", "Calibration"),
+        ("troubles", str(context["troubles_title"])),
+        ("provenance", "Provenance"),
+    ]
 
 
 def _heading(run: Run, seen: View, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,11 +139,14 @@ def _answer(run: Run, seen: View, found: Sequence[Effect]) -> dict[str, Any]:
         "profile": part(provenance.last_session(run), "options").get("profile"),
         "effects": found,
         "groups": groups,
-        "lead": LEAD,
-        "verdicts": [
-            (verdict, label, MARKS[verdict], [summary.sentence(effect) for effect in groups[verdict]])
-            for verdict, label in summary.VERDICTS.items()
+        "verdicts": [(verdict, label, MARKS[verdict]) for verdict, label in summary.VERDICTS.items()],
+        "answers": [
+            (verdict, LEAD[verdict], MARKS[verdict], [summary.sentence(effect) for effect in groups[verdict]])
+            for verdict in summary.VERDICTS
+            if groups[verdict]
         ],
+        "matrices": [],
+        "chance": "",
         "intervals": {claim: Markup(drawn) for claim, drawn in forest.intervals(found).items()},
         "magnitude": effects.magnitude,
         "certainty": effects.certainty,
@@ -102,6 +155,20 @@ def _answer(run: Run, seen: View, found: Sequence[Effect]) -> dict[str, Any]:
         "note": provenance.suite(run).get("note", ""),
         "confounded": [summary.confounded(one) for one in differences],
         "entangled": any(len(one.factors) > 1 for one in differences),
+    }
+
+
+def _answer_crossed(
+    seen: View, where: Crossing, claims: Sequence[Mapping[str, Any]], found: Sequence[Effect]
+) -> dict[str, Any]:
+    """The claims as a matrix: what is the same with every optimizer comes first."""
+    rows = matrix.claims(where, found, claims)
+    tables_ = matrix.table(seen, where, rows), matrix.of_optimizers(seen, where, rows)
+    return {
+        "headline": matrix.headline(rows, found),
+        "answers": matrix.answers(rows),
+        "matrices": [table for table in tables_ if table is not None],
+        "chance": matrix.chance(found),
     }
 
 
@@ -137,6 +204,30 @@ def _charts(seen: View, claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _charts_crossed(seen: View, where: Crossing, claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same for many arms: one optimizer at a time."""
+    clouds = crossed.clouds(seen, where)
+    budgets = {
+        f"{label}, {optimizer}": panels
+        for label, metric in SHOWN.items()
+        for optimizer, panels in crossed.budgets(seen, where, metric).items()
+    }
+    drawn = _budget(seen, budgets) if budgets else None
+    scripted = {
+        "points": payload.points(seen.of(where.main.values()), clouds),
+        "cloud": payload.cloud(clouds, CLOUD),
+        "tables": {"budget": crossed.sheet(seen), "matrix": grids.sheet(seen, where, claims)},
+    }
+    return {
+        "arms": seen.arms,
+        "cloud": _cloud(clouds) if clouds.panels else None,
+        "budget": {**drawn, "tables": crossed.tables(seen, where)} if drawn else None,
+        "course": [],
+        "arms_table": None,
+        "scripted": scripted,
+    }
+
+
 def _cloud(clouds: charts.Clouds) -> dict[str, Any]:
     panel = next(iter(clouds.panels.values()))
     return {
@@ -160,12 +251,12 @@ def _budget(seen: View, budgets: Mapping[str, Sequence[Panel]]) -> dict[str, Any
         "variants": [
             {
                 "name": label,
-                "note": notes[label],
-                "panels": [_drawn(panel, f"budget-{label[0]}{i}", SMALL) for i, panel in enumerate(panels)],
+                "note": notes[label.partition(",")[0]],
+                "panels": [_drawn(panel, f"budget-{at}-{i}", SMALL) for i, panel in enumerate(panels)],
             }
-            for label, panels in budgets.items()
+            for at, (label, panels) in enumerate(budgets.items())
         ],
-        "table": tables.of_budgets(budgets["loss increase"]),
+        "table": tables.of_budgets(budgets["loss increase"]) if "loss increase" in budgets else None,
         "learned_nothing": LOST.format(listed(stuck)) if stuck else "",
     }
 
@@ -183,7 +274,7 @@ def _course(index: int, name: str, panels: Sequence[Panel]) -> dict[str, Any]:
     }
 
 
-def _rest(run: Run, seen: View, found: Sequence[Effect], claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _rest(seen: View) -> dict[str, Any]:
     return {
         "calibration": tables.calibration(seen),
         **troubles.section(seen),

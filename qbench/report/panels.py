@@ -23,12 +23,16 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """The marks of one arm; `line` are the indices joined by a line, in order."""
+    """The marks of one arm; `line` are the indices joined by a line, in order.
+
+    `dashed` is what is expected rather than measured: a dashed line through the places of marks that are not drawn.
+    """
 
     name: str
     style: int
     marks: tuple[Mark, ...]
     line: tuple[int, ...] = ()
+    dashed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,7 @@ class Panel:
     rules: tuple[Rule, ...] = ()
     bands: tuple[Band, ...] = ()
     ringed: tuple[Mark, ...] = ()  # the front over all arms, by rising bits
+    joined: bool = True  # whether a line goes through the rings
     named: tuple[Mark, ...] = ()  # whose labels stand beside them
 
     @property

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from qbench.names import repeated
+from qbench.report import speed
 from qbench.report.view import View, is_calibration
 from qbench.report.words import counted, duration, listed
 from qbench.results.run import Run, part
@@ -33,7 +35,12 @@ def suite(run: Run) -> Mapping[str, Any]:
 
 def compared(asked: Mapping[str, Any]) -> list[str]:
     """The arms that the suite's claims compare, in the order of its file."""
-    return [str(name) for claim in asked.get("effects") or [] for name in claim["between"]]
+    return [str(name) for claim in claims(asked) for name in claim["between"]]
+
+
+def claims(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The claims of the suite, each written out."""
+    return [one for entry in asked.get("effects") or [] for one in repeated(entry)]
 
 
 def facts(run: Run, seen: View) -> list[tuple[str, str]]:
@@ -52,6 +59,7 @@ def facts(run: Run, seen: View) -> list[tuple[str, str]]:
         ("options", ", ".join(f"{name} {value}" for name, value in part(session, "options").items() if value)),
         ("sessions", _sessions(run.manifest.get("sessions") or [])),
         ("cost", _cost(run.manifest.get("sessions") or [], seen)),
+        ("training speed", speed.told([row.values for row in seen.rows if row.what == "training"])),
     ]
     return [(label, value) for label, value in found if value]
 

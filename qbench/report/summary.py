@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qbench.report.effects import ONE_SEED, Effect, Verdict, interval, magnitude
+from qbench.report.factors import quantized
 from qbench.report.view import Arm, View
 from qbench.report.words import counted, listed
 
@@ -102,7 +103,9 @@ def _factors(a: Arm, b: Arm) -> list[tuple[str, str, str]]:
 
 
 def _flat(arm: Arm) -> dict[str, Any]:
-    return {**arm.model, **(arm.training or {})}
+    inside = quantized(arm.training or {})
+    told = {**arm.model, **(arm.training or {})}
+    return {**told, "quantized": inside} if inside else told
 
 
 def confounded(difference: Difference) -> str:

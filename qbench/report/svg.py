@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 from qbench.report.axes import Axis
+from qbench.report.factors import COLOURS
 from qbench.report.panels import Mark, Panel, Rule, Series
 from qbench.report.words import number as quantity
 
@@ -14,9 +15,10 @@ SHAPES = (
     "M-3 -3H3V3H-3Z",  # square
     "M0-4.4L3.4 0L0 4.4L-3.4 0Z",  # diamond
     "M0 4.2L4-3H-4Z",  # triangle, point down
+    "M-4-1.3H-1.3V-4H1.3V-1.3H4V1.3H1.3V4H-1.3V1.3H-4Z",  # cross
+    "M-2.2-3.8H2.2L4.4 0L2.2 3.8H-2.2L-4.4 0Z",  # hexagon
 )
 NAMED_LEFT, NAME_HEIGHT = 0.2, 12  # how far from the left edge a name needs to be, and what it takes in height
-COLOURS = 6  # in the style sheet; five shapes times six colours give thirty different arms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,14 @@ def key(style: int) -> str:
     )
 
 
+def swatch(style: int) -> str:
+    """The colour of one style alone: a bar, which is no mark of any arm."""
+    return (
+        f'<svg class="key a{style % COLOURS}" width="14" height="14" viewBox="-7 -7 14 14" aria-hidden="true">'
+        '<rect x="-7" y="-3" width="14" height="6" rx="2"/></svg>'
+    )
+
+
 def draw(panel: Panel, identifier: str, frame: Frame | None = None) -> str:
     """One panel as an <svg> that names and describes itself; `identifier` is unique on the page."""
     frame = frame or Frame()
@@ -59,7 +69,7 @@ def draw(panel: Panel, identifier: str, frame: Frame | None = None) -> str:
         *_grid(panel, frame),
         *_rules(panel.rules, x, y, frame),
         *(_series(series, x, y) for series in panel.series),
-        _rings(panel.ringed, x, y),
+        _rings(panel, x, y),
         *_names(panel, x, y),
         "</svg>",
     ]
@@ -79,7 +89,9 @@ def _across(panel: Panel, frame: Frame) -> Place:
 
 
 def _up(panel: Panel, frame: Frame) -> Place:
-    return lambda value: number(_height(panel, frame, value), frame.decimals)
+    """Ends of intervals beyond the axis are drawn at its edge."""
+    top, bottom = frame.top, frame.height - frame.bottom
+    return lambda value: number(min(max(_height(panel, frame, value), top), bottom), frame.decimals)
 
 
 def _height(panel: Panel, frame: Frame, value: float) -> float:
@@ -151,10 +163,11 @@ def _series(series: Series, x: Place, y: Place) -> str:
     line = "L".join(f"{x(series.marks[i].x)} {y(series.marks[i].y)}" for i in series.line)
     under = (f'<path class="bars" d="{bars}"/>' if bars else "") + (f'<path class="line" d="M{line}"/>' if line else "")
     shape = series.style % len(SHAPES)
-    return (
-        f'<g class="series a{series.style % COLOURS}" data-arm="{series.style}" data-shape="{shape}">{under}'
-        f"{''.join(_mark(mark, shape, x, y) for mark in series.marks)}</g>"
-    )
+    inside = under + "".join(_mark(mark, shape, x, y) for mark in series.marks)
+    if series.dashed:
+        inside = f'<path class="line expected" d="M{line}"/>' if line else ""
+    classes = f'class="series a{series.style % COLOURS}" data-arm="{series.style}" data-shape="{shape}"'
+    return f"<g {classes}>{inside}</g>"
 
 
 def _mark(mark: Mark, shape: int, x: Place, y: Place) -> str:
@@ -162,12 +175,13 @@ def _mark(mark: Mark, shape: int, x: Place, y: Place) -> str:
     return f"{drawn}><title>{escape(f'{mark.label}: {quantity(mark.y)}')}</title></use>" if mark.told else f"{drawn}/>"
 
 
-def _rings(marks: Iterable[Mark], x: Place, y: Place) -> str:
-    places = [(x(mark.x), y(mark.y)) for mark in marks]
+def _rings(panel: Panel, x: Place, y: Place) -> str:
+    places = [(x(mark.x), y(mark.y)) for mark in panel.ringed]
     if not places:
         return ""
     circles = "".join(f'<circle cx="{across}" cy="{up}" r="6.5"/>' for across, up in places)
-    return f'<g class="front"><path d="M{"L".join(" ".join(place) for place in places)}"/>{circles}</g>'
+    line = f'<path d="M{"L".join(" ".join(place) for place in places)}"/>' if panel.joined else ""
+    return f'<g class="front">{line}{circles}</g>'
 
 
 def _names(panel: Panel, x: Place, y: Place) -> Iterable[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from qbench.report.budget import Floors, floors
+from qbench.report.factors import quantized
 from qbench.report.panels import Mark, Panel
 from qbench.report.view import UNQUANTIZED, Arm, Row, View, by_seed, deviation, place
 from qbench.report.words import fixed, number, spread
@@ -29,6 +30,7 @@ class Table:
     words: tuple[int, ...] = ()  # columns that hold text rather than numbers
     shades: tuple[tuple[int | None, ...], ...] = ()  # of each row's cells but the first, darker for worse
     marked: tuple[int, ...] = ()  # rows to look at first
+    kind: str = ""  # how it is laid out: "claims" have long words in their first column
 
 
 def arms(run: View, treatments: Sequence[str]) -> Table:
@@ -58,7 +60,9 @@ FLOORS: Mapping[str, str] = {
 
 def _who(arm: Arm) -> tuple[str, ...]:
     training = arm.training or {}
-    return arm.name, str(arm.model.get("wiring", NONE)), str(training.get("optimizer", NONE)), str(len(arm.seeds))
+    inside = quantized(training)
+    optimizer = str(training.get("optimizer", NONE)) + (f"; inside: {inside}" if inside else "")
+    return arm.name, str(arm.model.get("wiring", NONE)), optimizer, str(len(arm.seeds))
 
 
 def _key_treatments(run: View, asked: Sequence[str]) -> list[str]:

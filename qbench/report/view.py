@@ -2,16 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, get_args
 
 from qbench.models.spec import Wiring
+from qbench.report import factors, twins
 from qbench.results.record import Closing, Record
 from qbench.results.run import Run, part
 
 CALIBRATION = "calibration"
 UNQUANTIZED = "unquantized"
+WIRINGS: Mapping[str, Wiring] = {name: name for name in get_args(Wiring)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,8 @@ class Arm:
 
     @property
     def wiring(self) -> Wiring:
-        return "residual-free" if self.model.get("wiring") == "residual-free" else "residual"
+        """What its sites are called by; models from elsewhere have none of ours."""
+        return WIRINGS.get(str(self.model.get("wiring")), "residual")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,25 +65,53 @@ class View:
     rows: tuple[Row, ...]
     cells: tuple[Closing, ...]
     manifest: Mapping[str, Any]
+    index: "Index" = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", Index(self.rows))
 
     def select(self, what: str, **wanted: object) -> list[Row]:
         """Rows of the trained arms measured as `what`, whose fields equal `wanted`."""
         arms = {arm.name for arm in self.arms}
-        return [row for row in matching(self.rows, what, wanted) if row.arm in arms]
+        rows = self.index.of(what, wanted.get("arm"))
+        return [row for row in matching(rows, what, wanted) if row.arm in arms]
 
     def calibration(self, what: str) -> list[Row]:
         """Rows of the tensors with known moments."""
         arms = {arm.name for arm in self.arms}
-        return [row for row in matching(self.rows, what, {}) if row.arm not in arms]
+        return [row for row in matching(self.index.of(what), what, {}) if row.arm not in arms]
 
     def arm(self, name: str) -> Arm | None:
         return next((arm for arm in self.arms if arm.name == name), None)
 
+    def of(self, arms: Iterable[Arm]) -> "View":
+        """The same run with these arms alone."""
+        found = replace(self, arms=tuple(arms))
+        object.__setattr__(found, "index", self.index)
+        return found
+
+
+class Index:
+    """Rows by what was measured and of which arm, made when first asked for: a study has some hundred thousand."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self._found: dict[tuple[str, object], list[Row]] = {}
+
+    def of(self, what: str, arm: object = None) -> list[Row]:
+        """In the order in which they were measured; those of all arms without one."""
+        if not self._found:
+            for row in self._rows:
+                for key in ((row.what, None), (row.what, row.arm)):
+                    self._found.setdefault(key, []).append(row)
+        return self._found.get((what, arm), [])
+
 
 def matching(rows: Iterable[Row], what: str, wanted: Mapping[str, object]) -> list[Row]:
     """Those whose fields equal `wanted`; without a `slice` in it, those of no slice."""
-    wanted = {"slice": "", **wanted}
-    return [r for r in rows if r.what == what and all(getattr(r, name) == value for name, value in wanted.items())]
+    wanted = {"what": what, "slice": "", **wanted}
+    fields, found = attrgetter(*wanted), tuple(wanted.values())
+    return [row for row in rows if fields(row) == found]
 
 
 def view(run: Run, first: Sequence[str] = ()) -> View:
@@ -94,7 +126,8 @@ def view(run: Run, first: Sequence[str] = ()) -> View:
         for record in attempt.records
     ]
     cells = tuple(attempt.closing for attempt in run.cells.values())
-    return View(arms=_arms(cells, first), rows=tuple(rows), cells=cells, manifest=run.manifest)
+    arms = _arms(cells, first)
+    return View(arms=arms, rows=tuple(twins.with_increase(rows, arms)), cells=cells, manifest=run.manifest)
 
 
 def is_calibration(spec: Mapping[str, Any]) -> bool:
@@ -126,7 +159,8 @@ def _arms(cells: Sequence[Closing], first: Sequence[str]) -> tuple[Arm, ...]:
     for cell in cells:
         if not is_calibration(cell.spec):
             specs.setdefault(str(cell.spec.get("arm", "")), []).append(cell.spec)
-    measured = [(name, found) for name, found in specs.items() if found]
+    measured = [(name, sorted(found, key=_is_trial)) for name, found in specs.items() if found]
+    known = factors.factors({n: (found[0].get("model") or {}, found[0].get("training") or {}) for n, found in measured})
     return tuple(
         Arm(
             name=name,
@@ -135,8 +169,13 @@ def _arms(cells: Sequence[Closing], first: Sequence[str]) -> tuple[Arm, ...]:
             training=found[0].get("training"),
             seeds=tuple(sorted({int(spec.get("seed") or 0) for spec in found})),
         )
-        for style, (name, found) in enumerate(measured)
+        for style, (name, found) in zip(factors.styles([*known.values()]), measured, strict=True)
     )
+
+
+def _is_trial(spec: Mapping[str, Any]) -> bool:
+    """Whether a cell tries a learning rate: it may not be the one that the arm was trained with."""
+    return part(spec, "measurement").get("what") == "trial"
 
 
 def place(site: str) -> tuple[int | None, str]:

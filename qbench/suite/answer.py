@@ -3,20 +3,21 @@
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from qbench.capture.places import NoScope
-from qbench.capture.sites import own, resolve
-from qbench.data.text import Corpus
-from qbench.data.windows import evaluation_windows
+from qbench.capture.sites import of, resolve
 from qbench.models.spec import ModelSpec
 from qbench.models.transformer import Transformer
 from qbench.quant.vendor import CannotRun
 from qbench.results.record import Record, Status
 from qbench.suite.cells import Cell
 from qbench.suite.prepare import Log
+from qbench.suite.reader import Reader
+from qbench.train.trainer import Batch, pair
 
 CHANNEL_AXIS = {"weight": 0}  # a channel of a matrix [out, in] is an output; of an activation, the last axis
 
@@ -39,18 +40,27 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A trained model with what it is measured on."""
+    """A trained model with what it reads."""
 
     model: Transformer
     spec: ModelSpec
-    corpus: Corpus
+    reader: Reader
     device: str
 
-    def windows(self, split: str, n: int) -> Tensor:
-        return evaluation_windows(getattr(self.corpus, split), self.spec.context, n)
+    def batches(self, split: str, n: int) -> list[Batch]:
+        """`n` pieces of a split, as many at once as tensors are recorded of: what `reader.scoring` takes."""
+        return [_on(batch, self.device) for batch in self.reader.batches(split, n)]
+
+    def inputs(self, split: str, n: int) -> list[Tensor]:
+        """What the model reads of these batches."""
+        return [pair(batch)[0] for batch in self.batches(split, n)]
 
     def resolve(self, pattern: str, kind: str) -> tuple[str, ...]:
-        return resolve(pattern, kind, own(self.spec.wiring, self.spec.layers))
+        return resolve(pattern, kind, of(self.spec))  # pyright: ignore[reportArgumentType]
+
+
+def _on(batch: Batch, device: str) -> Batch:
+    return batch.to(device) if isinstance(batch, Tensor) else (batch[0].to(device), batch[1].to(device))
 
 
 # What no model of this kind, and no machine of this kind, can be asked: it is not tried again.
@@ -107,9 +117,22 @@ def training_answer(cell: Cell, log: Log, seconds: float) -> Answer:
         for row in rows
     ]
     records.append(Record(cell=cell.id, values=summary["values"]))
-    warning = {"stuck": "stuck at unigram: the model learned little but byte frequencies", "diverged": "diverged"}
-    warnings = (warning[summary["status"]],) if summary["status"] in warning else ()
-    return Answer(cell, tuple(records), warnings=warnings, seconds=seconds)
+    return Answer(cell, tuple(records), warnings=_warnings(summary), seconds=seconds)
+
+
+def trial_answer(cell: Cell, log: Log, seconds: float) -> Answer:
+    """How well a learning rate does on the tuning split; one that diverged has no loss."""
+    summary = log[-1]
+    loss = {} if summary["status"] == "diverged" else {"loss": summary["values"]["loss"]}
+    record = Record(cell=cell.id, values={"lr": float((cell.training or {})["lr"]), **loss})
+    return Answer(cell, (record,), warnings=_warnings(summary), seconds=seconds)
+
+
+def _warnings(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    least = summary.get("least", "byte frequencies")
+    known = {"stuck": f"stuck at unigram: the model learned little but {least}", "diverged": "diverged"}
+    status = (known[summary["status"]],) if summary["status"] in known else ()
+    return (*status, *summary.get("warnings", ()))
 
 
 def single(assign: Mapping[str, str]) -> tuple[str, str]:

@@ -21,7 +21,10 @@ def folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one training left behind: `weights` of the last step, a log for each set of logged steps, checkpoints."""
+    """What one training left behind: weights of the last step, a log for each set of logged steps, checkpoints.
+
+    A training under way keeps a snapshot there too.
+    """
 
     key: str
 
@@ -51,6 +54,10 @@ class Entry:
     def keep_log(self, key: str, log: list[dict[str, Any]]) -> None:
         make_folder(self.path)
         write_whole(self.path / f"log-{key}.json", json.dumps(log).encode())
+
+    def snapshot(self, key: str) -> Path:
+        """Where a training that logs what `key` says is kept until it is over."""
+        return self.path / f"training-{key}.safetensors"
 
     def _weights(self, step: int | None) -> Path:
         return self.path / ("model.safetensors" if step is None else f"step-{step}.safetensors")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from qbench.data.catalog import stored_name
 from qbench.models.spec import ModelSpec
 from qbench.results import digest
-from qbench.suite.value import PRETRAINED, Treatment
+from qbench.suite.value import PRETRAINED, STACK, Treatment
 from qbench.train.spec import TrainingSpec
 
 TRAIN_REVISION = 1  # raised by hand when training gives other weights
@@ -16,12 +16,16 @@ DIGITS = 16  # hexadecimal, of an id
 
 # What is watched during a training changes its record and not its weights.
 WATCHED = ("shape_steps", "checkpoints")
+WATCHING = ("training", "trial")  # the measurements that have such a record
 
-What = Literal["training", "model", "shape", "error", "outliers", "loss", "kernel", "sensitivity", "task", "optimizer"]
+Followed = Literal["noise", "adds", "flow", "theory"]
+Asked = Literal["shape", "error", "outliers", "loss", "kernel", "sensitivity", "task", "optimizer"]
+What = Literal["training", "trial", "model", Asked, Followed]
 # The fields that say what a measurement is; the others stay empty. `passage` and `options` only where they are given.
 _READ = ("windows", "split", "passage")
 _FIELDS: Mapping[What, tuple[str, ...]] = {
     "training": (),
+    "trial": (),
     "model": (),
     "shape": ("kind", "sites", *_READ),
     "error": ("kind", "sites", *_READ, "quantizer", "options"),
@@ -31,6 +35,10 @@ _FIELDS: Mapping[What, tuple[str, ...]] = {
     "sensitivity": (*_READ, "options"),
     "task": ("options",),
     "optimizer": (*_READ, "options"),
+    "noise": ("kind", "sites", *_READ, "options"),
+    "adds": _READ,
+    "flow": (*_READ, "treatment", "options"),
+    "theory": (),
 }
 
 
@@ -48,7 +56,7 @@ class Environment:
     """What numbers depend on beside the suite; `device` is a class of hardware, such as cpu.
 
     `found` are the models from elsewhere by arm, the other digests those of the calibration data and of the task files,
-    `libraries` the versions of those whose kernels run.
+    `libraries` the versions of those whose kernels run. `rates` are the learning rates that were chosen, by arm.
     """
 
     data_digest: str
@@ -59,6 +67,7 @@ class Environment:
     tasks_digest: str = ""
     found: Mapping[str, Found] = field(default_factory=dict[str, Found])
     libraries: Mapping[str, str] = field(default_factory=dict[str, str])
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def of_cells(self) -> dict[str, Any]:
         names = ("data_digest", "torch_version", "device", "plugins_digest")
@@ -90,7 +99,9 @@ class Measurement:
         'error of int4/channel on weight'
         """
         if self.treatment is not None:
-            return f"loss, {self.treatment.name}"
+            return f"{self.what}, {self.treatment.name}"
+        if self.what == "noise":
+            return f"noise at {', '.join((*self.options.get('scopes', ()), *self.sites))}"
         if self.quantizer:
             return f"error of {self.quantizer} on {self.kind}{_at(self.sites)}"
         return f"{self.what} {self.options.get('name', self.kind)}".rstrip() + _at(self.sites)
@@ -165,7 +176,7 @@ class Cell:
         measurement = spec["measurement"]
         if self.measurement.treatment is not None:
             measurement = measurement | {"treatment": {"assign": dict(self.measurement.treatment.assign)}}
-        revisions = {name: value for name, value in self.revisions.items() if name != "train"}
+        revisions = {name: value for name, value in self.revisions.items() if name not in ("train", "trained_with")}
         return digest.of({"data": spec["data"], "measurement": measurement, "revisions": revisions})[:DIGITS]
 
     @property
@@ -177,6 +188,11 @@ class Cell:
         return self.model.get("arch") == PRETRAINED
 
     @property
+    def stack(self) -> bool:
+        """Whether it is of random layers, which no data and no other cell have to do with."""
+        return self.model.get("arch") == STACK
+
+    @property
     def training_key(self) -> str:
         """What trained weights are kept under: equal keys have equal weights, whichever suite or arm asks for them.
 
@@ -186,6 +202,7 @@ class Cell:
         model = {name: value for name, value in self.model.items() if name != "arch"}
         weights = {"model": model, "training": unwatched(self.training), "seed": self.seed, "data": self.data_digest}
         where = {"torch": self.torch_version, "device": self.device, "revision": TRAIN_REVISION}
+        where |= {name: value for name, value in self.revisions.items() if name == "trained_with"}
         return digest.of(weights | where)
 
     @property

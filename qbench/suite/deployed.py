@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from qbench.data.catalog import split
+from qbench.data.catalog import located, split
 from qbench.names import UnknownName, pick
 from qbench.quant.kernels import KERNELS
 from qbench.suite import quantizers
@@ -68,17 +68,19 @@ def _judged(form: SuiteForm) -> bool:
 def data(name: str, path: Path, findings: Findings, absolute: FromSuite) -> str:
     """The name of the data at `path` of the file, with an absolute path where it has one."""
     try:
-        row, inside = split(name)
+        split(name)
     except UnknownName as error:
-        there = name and os.path.exists(absolute(name, path))
-        findings.add(path, f"{error}; write text:{name} for that path" if there else str(error))
+        exists = name and os.path.exists(absolute(name, path))
+        findings.add(path, f"{error}; write text:{name} for that path" if exists else str(error))
         return name
-    if not inside:
-        return name
-    found = absolute(inside, path)
-    if not os.path.exists(found):
-        findings.add(path, f"no file or folder {inside!r}; a path starts from the folder of the suite")
-    return row.removesuffix("PATH") + found
+
+    def there(inside: str) -> str:
+        found = absolute(inside, path)
+        if not os.path.exists(found):
+            findings.add(path, f"no file or folder {inside!r}; a path starts from the folder of the suite")
+        return found
+
+    return located(name, there)
 
 
 def _refuse(form: SuiteForm, findings: Findings) -> None:

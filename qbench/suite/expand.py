@@ -12,6 +12,7 @@ from qbench.stats.looks import added
 from qbench.suite.cells import (
     MEASURE_REVISION,
     TRAIN_REVISION,
+    WATCHING,
     Cell,
     Environment,
     Found,
@@ -19,33 +20,48 @@ from qbench.suite.cells import (
     listed,
     unwatched,
 )
-from qbench.suite.value import CALIBRATION, Arm, Pretrained, Suite, Tensors
+from qbench.suite.value import CALIBRATION, STACK, Arm, Pretrained, Suite, Tensors
+from qbench.train.spec import FROM_LIBRARIES, TrainingSpec
 
 ROWS, WIDTH = 2048, 96  # of the calibration tensors
 CONTEXT = 512  # tokens of a window, where neither the suite nor the model says less
 
 
 def expand(suite: Suite, environment: Environment) -> list[Cell]:
-    """All cells, model by model: first the calibration arm, then for each arm and seed what it is (its training, or
-    what its file holds), shapes, errors, losses, and what is asked of models from elsewhere. Pure: the same suite and
-    environment give the same cells.
+    """All cells, model by model: first the calibration arm and the learning rates that are tried, then for each arm and
+    seed what it is (its training, or what its file holds), shapes, errors, losses, and what is asked of models from
+    elsewhere. Pure: the same suite and environment give the same cells.
     """
-    cells = list(_calibration(suite, environment))
+    cells = list(_calibration(suite, environment)) if suite.arms else []
     for arm in suite.arms:
+        trial = Measurement(what="trial")
+        cells += [_cell(suite, environment, (at_rate(arm, rate), arm.seeds[0]), trial) for rate in arm.rates]
+    for arm in (at_rate(arm, environment.rates.get(arm.name)) for arm in suite.arms):
         found = environment.found.get(arm.name)
         asked = list(_measurements(suite) if found is None else _of_pretrained(suite, found, environment))
         for seed in arm.seeds:
             cells += [_cell(suite, environment, (arm, seed), measurement) for measurement in asked]
-    return cells
+    return [*cells, *_stacks(suite, environment)]
 
 
 def groups(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
-    """Cells of one arm and seed together, in order: they share one model. A further look at it has other windows."""
+    """Cells of one arm and seed together, in order: they share one model. A further look at it has other windows, a
+    trial another learning rate. Stacks of one seed share a process, which costs more to start than they do.
+    """
 
-    def key(cell: Cell) -> tuple[str, int, int]:
-        return cell.arm, cell.seed, int(cell.measurement.passage.get("look", 1))
+    def key(cell: Cell) -> tuple[object, ...]:
+        tried = cell.id if cell.measurement.what == "trial" else ""
+        arm = "" if cell.stack else cell.arm
+        return arm, cell.seed, cell.measurement.passage.get("look", 1), tried
 
     return [tuple(group) for _, group in groupby(cells, key=key)]
+
+
+def at_rate(arm: Arm, rate: float | None) -> Arm:
+    """The arm with its learning rate chosen; as it is where there is nothing to choose, or not yet."""
+    if arm.training is None or rate is None:
+        return arm
+    return replace(arm, training=replace(arm.training, lr=rate))
 
 
 def _measurements(suite: Suite) -> Iterator[Measurement]:
@@ -64,6 +80,7 @@ def _measurements(suite: Suite) -> Iterator[Measurement]:
     windows, split = suite.evaluate.windows, suite.evaluate.split
     for treatment in suite.treatments:
         yield Measurement(what="loss", windows=windows, split=split, treatment=treatment)
+    yield from _followed(suite, {"split": split}, {})
 
 
 def _of_pretrained(suite: Suite, found: Found, environment: Environment) -> Iterator[Measurement]:
@@ -90,8 +107,41 @@ def _of_pretrained(suite: Suite, found: Found, environment: Environment) -> Iter
         yield Measurement(what="task", options={"name": name, "library": "lm_eval", **files, **limit})
     for name in suite.optimizers:
         yield Measurement(what="optimizer", **read, options={"name": name, "library": name.partition("/")[0]})
+    yield from _followed(suite, {"split": "all", "passage": passage}, calibration(suite, environment))
     for more in reads[1:]:
         yield from _losses(suite, more, environment)
+
+
+def _followed(suite: Suite, read: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[Measurement]:
+    """Noise, additions, and errors from block to block, each on its own few windows."""
+    for one in suite.noise:
+        asked = {"scopes": list(one.scopes), "snr_db": list(one.snr_db), "pairs": one.pairs}
+        place: dict[str, Any] = {"kind": "activation", "sites": one.sites, "windows": one.windows, **read}
+        yield Measurement(what="noise", **place, options={name: value for name, value in asked.items() if value})
+    if suite.adds:
+        yield Measurement(what="adds", windows=suite.adds, **read)
+    for one in suite.flow:
+        options = data if any(needs_data(name) for name in one.treatment.assign.values()) else {}
+        yield Measurement(what="flow", windows=one.windows, **read, treatment=one.treatment, options=options)
+
+
+def _stacks(suite: Suite, environment: Environment) -> Iterator[Cell]:
+    """Random layers: neither data nor a model have a part in what they are."""
+    measurement = Measurement(what="theory")
+    for seed in sorted({seed for arm in suite.stacks for seed in arm.seeds}):
+        for arm in (arm for arm in suite.stacks if seed in arm.seeds):
+            yield Cell(
+                suite=suite.name,
+                version=suite.version,
+                arm=arm.name,
+                model=asdict(arm.stack) | {"arch": STACK},
+                training=None,
+                seed=seed,
+                data="synthetic",
+                measurement=measurement,
+                revisions=_revisions(measurement),
+                **replace(environment, data_digest="").of_cells(),
+            )
 
 
 def _losses(suite: Suite, read: Mapping[str, Any], environment: Environment) -> Iterator[Measurement]:
@@ -169,14 +219,17 @@ def _cell(suite: Suite, environment: Environment, whose: tuple[Arm, int], measur
     found = environment.found.get(arm.name)
     training = None
     if arm.training is not None:
-        training = {name: listed(value) for name, value in asdict(arm.training).items()}
+        training = {name: listed(value) for name, value in arm.training.stored().items()}
     trained: dict[str, Any] = {} if found is not None else {"train": TRAIN_REVISION}
+    trained |= {} if arm.training is None else _trained_with(arm.training, environment)
     return Cell(
         suite=suite.name,
         version=suite.version,
         arm=arm.name,
-        model=found.model if isinstance(arm.model, Pretrained) and found else asdict(arm.model) | {"arch": arm.arch},
-        training=training if measurement.what == "training" else unwatched(training),
+        model=environment.found[arm.name].model
+        if isinstance(arm.model, Pretrained)
+        else arm.model.stored() | {"arch": arm.arch},
+        training=training if measurement.what in WATCHING else unwatched(training),
         seed=seed,
         data=suite.data,
         measurement=measurement,
@@ -228,6 +281,15 @@ def _revisions(measurement: Measurement) -> dict[str, Any]:
     used = [measurement.quantizer] if measurement.quantizer else []
     used += measurement.treatment.assign.values() if measurement.treatment else []
     return {"measure": MEASURE_REVISION, "quantizers": sorted({quantizer_spec(name).revision for name in used})}
+
+
+def _trained_with(training: TrainingSpec, environment: Environment) -> dict[str, Any]:
+    """What decides about trained weights beside the spec and our own code; nothing for most trainings."""
+    library = FROM_LIBRARIES.get(training.optimizer, "")
+    found: dict[str, Any] = {library: environment.libraries.get(library, "")} if library else {}
+    names = (training.quantized or {}).values()
+    found |= {"quantizers": sorted({quantizer_spec(name).revision for name in names})} if names else {}
+    return {"trained_with": found} if found else {}
 
 
 def _libraries(measurement: Measurement, environment: Environment) -> dict[str, Any]:

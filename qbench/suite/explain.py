@@ -16,18 +16,18 @@ from qbench.suite.mistakes import ENOUGH
 def checked(findings: Findings) -> tuple[SuiteForm, frozenset[str]]:
     """The file in its form, and the keys at its top that had to be left out of it because of mistakes."""
     raw = findings.root.plain()
-    for key in REQUIRED:
-        if key not in raw:
-            findings.add((), f"{key} is missing; a suite has at least {', '.join(REQUIRED)}")
+    missing = [key for key in REQUIRED if key not in raw and not (key == "models" and "stacks" in raw)]
+    for key in missing:
+        findings.add((), f"{key} is missing; a suite has at least {', '.join(REQUIRED)}")
     try:
-        return SuiteForm.model_validate(raw), frozenset(set(REQUIRED) - raw.keys())
+        return SuiteForm.model_validate(raw), frozenset(missing)
     except ValidationError as error:
         faults = error.errors(include_url=False)
     for fault in faults[:ENOUGH]:
         note(findings, (), SuiteForm, fault)
     bad = {str(fault["loc"][0]) for fault in faults}
     kept = {key: value for key, value in raw.items() if key not in bad}
-    return SuiteForm.model_validate(kept), frozenset(bad | (set(REQUIRED) - raw.keys()))
+    return SuiteForm.model_validate(kept), frozenset(bad | set(missing))
 
 
 def note(findings: Findings, base: Path, form: type[Form], fault: ErrorDetails) -> None:

@@ -4,25 +4,36 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, cast, get_type_hints
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    create_model,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from qbench.capture.sites import MOST_LAYERS, Kind
+from qbench.evaluate.stack import BranchName, InputName, StackWiring
 from qbench.models.spec import ModelSpec
+from qbench.suite.inside import Inside
+from qbench.suite.slots import (
+    LARGEST,
+    SEVERAL,
+    Axis,
+    Count,
+    Decibels,
+    Looks,
+    Name,
+    Names,
+    Rate,
+    Seeds,
+    Text,
+    Word,
+    Words,
+    as_many,
+    distinct,
+    scalar,
+)
 from qbench.suite.value import Attention, Bos, Dtype
 from qbench.train.spec import TrainingSpec
 
-LARGEST = 2**31 - 1  # any count; a seed too, because random number generators want no more
 MOST_CELLS = 100_000
 MOST_PROFILES = 20
-MOST_LOOKS = 5
+FEW = 16  # windows of a measurement that runs many passes
 REQUIRED = ("suite", "version", "question", "models")
 LOADING = ("load", "revision", "dtype", "attention", "device_map", "reference")
 
@@ -31,56 +42,14 @@ class Form(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def _as_many(value: Any) -> Any:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    seen = set[Any]()
-    for value in values:
-        if value in seen:
-            raise ValueError(f"{value} is given twice")
-        seen.add(value)
-    return values
-
-
-def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
-    if list(values) != sorted(set(values)):
-        raise ValueError("looks at growing data: each number of windows is larger than the one before")
-    return values
-
-
-def _scalar(value: object) -> object:
-    if isinstance(value, tuple | dict):
-        raise ValueError("a parameter is text, a number, true, false or null")
-    return value
-
-
-def _tidy(text: str) -> str:
-    if text != " ".join(text.split()):
-        raise ValueError("no line breaks and no needless spaces here; it stands in tables")
-    return text
-
-
-Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_tidy)]
-Text = Annotated[str, Field(min_length=1, max_length=1000)]
-Word = Annotated[str, Field(min_length=1, max_length=200)]
-Count = Annotated[int, Field(ge=1, le=LARGEST)]
-Looks = Annotated[
-    tuple[Count, ...], Field(min_length=1, max_length=MOST_LOOKS), BeforeValidator(_as_many), AfterValidator(_ascending)
-]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1), AfterValidator(_distinct)]
-Words = Annotated[tuple[Word, ...], Field(min_length=1), BeforeValidator(_as_many), AfterValidator(_distinct)]
-Names = Annotated[tuple[Word, ...], BeforeValidator(_as_many), AfterValidator(_distinct)]  # a profile may empty it
-Axis = Annotated[tuple[Any, ...], Field(min_length=1)]
-
-
 def _partial(spec: type[ModelSpec] | type[TrainingSpec], limits: Mapping[str, int]) -> type[Form]:
     """A form with the fields of `spec`, none of them required."""
     hints: dict[str, Any] = get_type_hints(spec)
     for name, hint in hints.items():
         if hint is int:
             hints[name] = Annotated[int, Field(le=limits.get(name, LARGEST))]
+    if "quantized" in hints:
+        hints["quantized"] = Inside
     slots: dict[str, Any] = {field.name: (hints[field.name], field.default) for field in fields(spec)}
     return create_model(f"{spec.__name__}Form", __base__=Form, **slots)
 
@@ -94,7 +63,7 @@ class Quantizers(Form):
 
     name: Word | None = None
     grid: Words = ()
-    bits: Annotated[tuple[int, ...], BeforeValidator(_as_many), Field(min_length=1), AfterValidator(_distinct)] = ()
+    bits: Annotated[tuple[int, ...], BeforeValidator(as_many), Field(min_length=1), AfterValidator(distinct)] = ()
     granularity: Words = ()
     variant: Words = ()
     rule: Words = ()
@@ -120,13 +89,15 @@ class Quantizers(Form):
         return self
 
 
-QuantizerList = Annotated[tuple[Quantizers, ...], BeforeValidator(_as_many), Field(min_length=1)]
+QuantizerList = Annotated[tuple[Quantizers, ...], BeforeValidator(as_many), Field(min_length=1)]
 
 
 class ModelEntry(Form):
     """One arm, or with `product`, `zip` or `ablate` several; their keys are arch, spec.* and training.*.
 
-    With `load` the arm is a model that was trained elsewhere; LOADING are the keys that go with it.
+    With `load` the arm is a model that was trained elsewhere; LOADING are the keys that go with it. `rates` are the
+    learning rates that are tried with the first seed, of which the best on the tuning split is taken; `rate_of` is the
+    arm whose rate this one takes over.
     """
 
     name: Name = ""
@@ -144,6 +115,8 @@ class ModelEntry(Form):
     zip: dict[str, Axis] = {}
     ablate: dict[str, Any] = {}
     exclude: tuple[dict[str, Any], ...] = ()
+    rates: Annotated[tuple[Rate, ...], AfterValidator(distinct)] = ()
+    rate_of: Annotated[str, Field(max_length=100)] = ""
 
 
 class TensorsEntry(Form):
@@ -166,10 +139,50 @@ class TreatmentEntry(Form):
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "TreatmentEntry":
-        given = self.model_fields_set
+        given = self.model_fields_set - {"windows"}
         if given - {"kind"} != {"scope", "quantizers"} and given != {"name", "assign"}:
             raise ValueError("a treatment has scope and quantizers (and kind), or name and assign")
         return self
+
+
+class FlowEntry(TreatmentEntry):
+    """Treatments whose error is followed from block to block."""
+
+    windows: Count = FEW
+
+
+class NoiseEntry(Form):
+    """White noise at each of `sites` alone, and at all places of each of `scopes` at once."""
+
+    scopes: Names = ()
+    sites: Names = ()
+    snr_db: Decibels = (20.0,)
+    pairs: Annotated[int, Field(ge=1, le=100)] = 1
+    windows: Count = FEW
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> "NoiseEntry":
+        if not (self.scopes or self.sites):
+            raise ValueError("noise goes somewhere: name scopes (all their places at once) or sites (one at a time)")
+        return self
+
+
+class AddsForm(Form):
+    windows: Count = FEW
+
+
+class StackEntry(Form):
+    """Random layers over random rows, one arm for each combination of the values given."""
+
+    name: Name
+    seeds: Seeds | None = None
+    wiring: Annotated[tuple[StackWiring, ...], *SEVERAL] = ("residual",)
+    branch: Annotated[tuple[BranchName, ...], *SEVERAL] = ("rotation",)
+    input: Annotated[tuple[InputName, ...], *SEVERAL] = ("laplace",)
+    ratio: Annotated[tuple[Rate, ...], *SEVERAL] = (0.1,)
+    width: Annotated[tuple[Annotated[int, Field(ge=2, le=16_384)], ...], *SEVERAL] = (256,)
+    depth: Annotated[tuple[Annotated[int, Field(ge=1, le=MOST_LAYERS)], ...], *SEVERAL] = (12,)
+    rows: Annotated[tuple[Count, ...], *SEVERAL] = (4096,)
 
 
 class EvaluateForm(Form):
@@ -226,9 +239,16 @@ class MeasureForm(Form):
 
 
 class EffectEntry(Form):
+    """One claim, or with `each` one for every combination of its values, whose keys stand in braces in the texts.
+
+    `against` is what is measured of the second arm, where that is another treatment than the first one's.
+    """
+
     claim: Text
-    between: Annotated[tuple[Name, ...], Field(min_length=2, max_length=2), AfterValidator(_distinct)]
+    each: dict[Word, Words] = {}
+    between: Annotated[tuple[Name, ...], Field(min_length=2, max_length=2), AfterValidator(distinct)]
     measure: MeasureForm
+    against: MeasureForm | None = None
     compare: Literal["ratio", "difference"]
     thesis: Annotated[str, Field(pattern=r"^(above|below) [-+]?[0-9]{1,9}(\.[0-9]{1,9})?$")]
 
@@ -240,7 +260,7 @@ class SuiteForm(Form):
     version: Count = 1
     question: Text = ""
     note: Annotated[str, Field(max_length=1000)] = ""
-    params: dict[str, Annotated[Any, AfterValidator(_scalar)]] = {}
+    params: dict[str, Annotated[Any, AfterValidator(scalar)]] = {}
     seeds: Seeds = (0,)
     data: Word = "stdlib"
     spec: SpecForm = SpecForm()  # pyright: ignore[reportInvalidTypeForm]
@@ -249,6 +269,10 @@ class SuiteForm(Form):
     tensors: tuple[TensorsEntry, ...] = ()
     evaluate: EvaluateForm = EvaluateForm()
     treatments: tuple[TreatmentEntry, ...] = ()
+    noise: tuple[NoiseEntry, ...] = ()
+    adds: AddsForm | None = None
+    flow: tuple[FlowEntry, ...] = ()
+    stacks: tuple[StackEntry, ...] = ()
     calibration: CalibrationForm | None = None
     kernels: Names = ()
     sensitivity: tuple[SensitivityEntry, ...] = ()

@@ -17,8 +17,9 @@ from qbench.models.finished import finished
 from qbench.models.folder import AUTO, BadModel, Folder, layout, look, model_digest, tokenizer_digest
 from qbench.suite.cells import Found
 from qbench.suite.value import PRETRAINED, Arm, Pretrained, Suite
+from qbench.train.spec import FROM_LIBRARIES
 
-LIBRARIES = ("transformers", "torchao", "bitsandbytes", "lm_eval")
+LIBRARIES = ("transformers", "torchao", "bitsandbytes", "lm_eval", *FROM_LIBRARIES.values())
 
 
 def find(suite: Suite) -> dict[str, Found]:
@@ -125,7 +126,7 @@ def is_images(name: str) -> bool:
 
 
 def versions() -> Mapping[str, str]:
-    """Of the libraries whose code is measured."""
+    """Of the libraries whose code is measured, or trains."""
     return {name: library_version(name) for name in LIBRARIES}
 
 

@@ -9,8 +9,11 @@ from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
+from qbench.capture.sites import of
 from qbench.models.catalog import MODELS, model_spec
+from qbench.models.spec import ModelSpec
 from qbench.names import UnknownName, pick, suggestion
+from qbench.suite import inside
 from qbench.suite.explain import note
 from qbench.suite.findings import Findings, Path
 from qbench.suite.form import LOADING, ModelEntry, SpecForm, SuiteForm, TrainingForm, settings
@@ -25,6 +28,7 @@ Axes = Mapping[str, tuple[Any, ...]]
 FORMS = {"spec": SpecForm, "training": TrainingForm}
 KEYS = ("arch", *(f"{part}.{key}" for part, form in FORMS.items() for key in form.model_fields))
 
+RATE = "training.lr"
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
@@ -52,9 +56,21 @@ def arms(form: SuiteForm, findings: Findings, absolute: FromSuite) -> tuple[Arm,
             made.setdefault(arm.name, (arm, reader.path))
     found, places = tuple(arm for arm, _ in made.values()), tuple(path for _, path in made.values())
     check_references(found, findings, places)
+    _check_rates(found, findings, places)
     if len({loads(entry) for entry in form.models}) > 1:
         findings.add(("models",), "a suite trains all of its models or loads all of them: they are judged differently")
     return found
+
+
+def _check_rates(arms: tuple[Arm, ...], findings: Findings, places: tuple[Path, ...]) -> None:
+    """Each `rate_of` names an arm that chooses its rate."""
+    known = [arm.name for arm in arms if arm.rates]
+    for arm, path in zip(arms, places, strict=True):
+        if arm.rate_of and arm.rate_of not in known:
+            text = (
+                f"no arm {arm.rate_of!r} with rates{suggestion(arm.rate_of, known)} known: {', '.join(known) or 'none'}"
+            )
+            findings.add((*path, "rate_of"), text)
 
 
 def loads(entry: ModelEntry) -> bool:
@@ -143,12 +159,19 @@ class _Entry:
         if grid and self.entry.ablate:
             self.add("ablate", "changes one base; it does not go with product or zip", key=True)
         self._check_exclude(grid)
-        self._check_name([_last(key) for key in (*fixed, *grid)])
+        self._check_names([_last(key) for key in (*fixed, *grid)])
+        self._check_rates((*fixed, *grid, *axes["ablate"]))
 
-    def _check_name(self, known: list[str]) -> None:
-        for name in _PLACEHOLDER.findall(self.entry.name):
-            if name not in known:
-                self.add("name", f"nothing called {name!r}{suggestion(name, known)} known: {', '.join(known)}")
+    def _check_names(self, known: list[str]) -> None:
+        for part in ("name", "rate_of"):
+            for name in _PLACEHOLDER.findall(getattr(self.entry, part)):
+                if name not in known:
+                    self.add(part, f"nothing called {name!r}{suggestion(name, known)} known: {', '.join(known)}")
+
+    def _check_rates(self, settings: tuple[str, ...]) -> None:
+        for part, other in (("rates", "rate_of"), ("rates", RATE), ("rate_of", RATE)):
+            if getattr(self.entry, part) and (getattr(self.entry, other, "") or other in settings):
+                self.add(part, f"{other} chooses the learning rate of this entry too; keep one of them", key=True)
 
     def _check_exclude(self, grid: tuple[str, ...]) -> None:
         for i, left_out in enumerate(self.entry.exclude):
@@ -175,18 +198,37 @@ class _Entry:
                 yield name, {**fixed, key: value}
 
     def _named(self, setting: Setting) -> str:
-        """The entry's name with `{lr}` and the like replaced by the arm's values."""
+        return self._filled(self.entry.name, setting)
+
+    def _filled(self, name: str, setting: Setting) -> str:
+        """A name of the entry with `{lr}` and the like replaced by the arm's values."""
         values = {_last(key): _spelled(value) for key, value in setting.items()}
-        return _PLACEHOLDER.sub(lambda found: values[found[1]], self.entry.name)
+        return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), name)
 
     def _arm(self, name: str, setting: Setting) -> Iterator[Arm]:
         whole = _dotted(self.form) | dict(setting)
         part = {section: _under(section, whole) for section in FORMS}
         arch, seeds = str(setting["arch"]), self.entry.seeds or self.form.seeds
+        rate_of = self._filled(self.entry.rate_of, setting)
         model = self._made("spec", name, lambda: model_spec(arch, **part["spec"]))
+        if model is None or not self._inside(name, model, part["training"]):
+            return
         training = self._made("training", name, lambda: TrainingSpec(**part["training"]))
-        if model and training:
-            yield Arm(name=name, arch=arch, model=model, training=training, seeds=seeds)
+        if training:
+            rates = self.entry.rates
+            yield Arm(name=name, arch=arch, model=model, training=training, seeds=seeds, rates=rates, rate_of=rate_of)
+
+    def _inside(self, name: str, model: ModelSpec, training: Setting) -> bool:
+        """Whether the quantizers inside a training have something to quantize; noted where not."""
+        grid = {"product": self.entry.product, "zip": self.entry.zip, "ablate": self.entry.ablate}
+        axes = [
+            (part, inside.KEY, i) for part, axis in grid.items() for i in range(len(_many(axis.get(inside.KEY, ()))))
+        ]
+        axes += [(part, inside.KEY) for part, axis in grid.items() if inside.KEY in axis]
+        paths: list[Path] = [*((*self.path, *axis) for axis in axes), (*self.path, "training", "quantized")]
+        arm = name, of(model), training.get("optimizer", TrainingSpec().optimizer)
+        paths.append(("training", "quantized"))
+        return inside.fits(training.get("quantized") or {}, arm, paths, self.findings)
 
     def _made(self, part: str, name: str, make: Callable[[], T]) -> T | None:
         try:
@@ -233,4 +275,6 @@ def _many(values: Any) -> tuple[Any, ...]:
 def _spelled(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {part}" for key, part in cast(Mapping[str, Any], value).items())
     return "-".join(map(str, _many(value)))

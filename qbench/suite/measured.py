@@ -92,11 +92,16 @@ def treatments(entries: Sequence[TreatmentEntry], sites: Sites) -> tuple[Treatme
     made = {UNQUANTIZED: Treatment(name=UNQUANTIZED)}
     for i, entry in enumerate(entries):
         path = ("treatments", i)
-        for treatment in _scoped(entry, sites, path) if entry.name is None else _assigned(entry, sites, path):
+        for treatment in treatments_of(entry, sites, path):
             if treatment.name in made:
                 sites.findings.add(path, f"a second treatment {treatment.name!r}")
             made[treatment.name] = treatment
     return tuple(made.values())
+
+
+def treatments_of(entry: TreatmentEntry, sites: Sites, path: Path) -> Iterator[Treatment]:
+    """The treatments that the entry at `path` stands for."""
+    return _scoped(entry, sites, path) if entry.name is None else _assigned(entry, sites, path)
 
 
 def _scoped(entry: TreatmentEntry, sites: Sites, path: Path) -> Iterator[Treatment]:

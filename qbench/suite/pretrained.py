@@ -22,12 +22,13 @@ from qbench.suite.answer import FAULTS, Answer, attempt, failed, single, togethe
 from qbench.suite.cells import Cell, Measurement
 from qbench.suite.contents import model_answer, treated_bytes
 from qbench.suite.expand import needs_data
+from qbench.suite.follow import followed
 from qbench.suite.judge import Costs
 from qbench.suite.judges import Texts
 from qbench.suite.subject import Machine, Subject
 from qbench.suite.tally import Tally
 from qbench.suite.tensors import passes, tensor_answers
-from qbench.suite.trials import TRIALS
+from qbench.suite.trials import TRIALS, specimen
 
 Answers = Iterator[Answer]
 TOGETHER = 4  # treatments whose states are kept to be compared at once: as much as a batch inside an MLP
@@ -63,6 +64,7 @@ def _of_loaded(cells: Sequence[Cell], subject: Subject) -> Answers:
         for cell in cells:
             if trial := TRIALS.get(cell.measurement.what):
                 yield from attempt([cell], lambda cell=cell, trial=trial: [trial(cell, subject)])
+        yield from followed(cells, partial(specimen, subject=subject))
 
 
 def _runs(losses: Sequence[Cell]) -> Iterator[Sequence[Cell]]:

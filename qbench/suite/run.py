@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from qbench.data import catalog as data
-from qbench.data.text import BadData, Corpus
-from qbench.models.spec import ModelSpec
 from qbench.names import UnknownName
 from qbench.results import evidence, origin
-from qbench.results.record import Closing, Record, Status
-from qbench.results.run import Run, read
+from qbench.results.record import Attempt, Closing, Record, Status
+from qbench.results.run import NoRun, Run, read
 from qbench.results.store import Store, settled
-from qbench.suite import plugins
+from qbench.suite import material, plugins, rates
 from qbench.suite.cells import Cell, Environment
 from qbench.suite.device import Choice, Device, find, torch_version
 from qbench.suite.engine import Message, work
@@ -24,12 +21,15 @@ from qbench.suite.expand import expand, groups
 from qbench.suite.found import data_digest, versions
 from qbench.suite.found import find as find_models
 from qbench.suite.schema import Suite, load
-from qbench.suite.value import TUNING_WINDOWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run would do: all cells, those still to be answered, and where."""
+    """What a run would do: all cells, those still to be answered, and where.
+
+    `undecided` are the arms whose learning rate is still to be chosen: their cells are known when its trials are over,
+    and stand here with a rate that is not meant. `narrowed` is a plan of which only a few cells are wanted.
+    """
 
     suite: Suite
     out: Path
@@ -37,13 +37,20 @@ class Plan:
     workers: int
     cells: tuple[Cell, ...]
     done: frozenset[str]
+    undecided: tuple[str, ...] = ()
     plugin_files: tuple[Path, ...] = ()
     trust_remote_code: bool = False
+    narrowed: bool = False
 
     @property
     def groups(self) -> list[tuple[Cell, ...]]:
         """Model groups that still have something to answer; each goes to one worker."""
         return [group for group in groups(self.cells) if any(cell.id not in self.done for cell in group)]
+
+    @property
+    def trials(self) -> tuple[Cell, ...]:
+        """What has to be answered before the other cells are known; none where they are."""
+        return tuple(cell for cell in self.cells if self.undecided and cell.measurement.what == "trial")
 
     @property
     def todo(self) -> int:
@@ -55,10 +62,12 @@ class Plan:
 
     def only(self, start: str) -> "Plan":
         """The same plan with all cells done but those whose id starts with `start`; UnknownName where none does."""
-        wanted = {cell.id for cell in self.cells if cell.id.startswith(start)}
+        wanted = {cell.id for cell in self.trials or self.cells if cell.id.startswith(start)}
         if not wanted:
-            raise UnknownName(f"no cell starts with {start!r}; qbench run --dry-run lists them")
-        return replace(self, done=self.done | ({cell.id for cell in self.cells} - wanted))
+            first = "; trials of learning rates come first" if self.undecided else ""
+            raise UnknownName(f"no cell starts with {start!r}; qbench run --dry-run lists them{first}")
+        done = self.done | ({cell.id for cell in self.cells} - wanted)
+        return replace(self, done=done, narrowed=True)
 
 
 @dataclass(slots=True)
@@ -95,33 +104,52 @@ class Step:
     warnings: tuple[str, ...] = ()
 
 
+def group_name(cell: Cell) -> str:
+    """What the group of a cell is called: its arm and seed, and the learning rate that is tried."""
+    rate = f" at {(cell.training or {})['lr']:g}" if cell.measurement.what == "trial" else ""
+    return f"{cell.arm}/{cell.seed}{rate}"
+
+
 def plan(suite: Suite, out: Path, device: Device, workers: int, plugin_files: Sequence[Path] = ()) -> Plan:
     """Expand `suite` and look up what `out` already holds; reads files, writes nothing.
 
-    Raises BadData where the text has fewer windows than are asked for: better now than after the training.
+    Raises BadData where the models cannot read the data, or more of it is asked for than there is: better now than
+    after the training.
     """
     environment = Environment(
-        data_digest=data_digest(suite.data) if suite.pretrained else _trained_on(suite),
+        data_digest=data_digest(suite.data) if suite.pretrained else material.digest(suite),
         torch_version=torch_version(),
         device=device.cls,
         plugins_digest=plugins.digest(plugin_files),
+        libraries=versions(),
     )
     if suite.pretrained:
         environment = _with_models(environment, suite)
     cells = tuple(expand(suite, environment))
+    if any(arm.rates for arm in suite.arms):
+        environment = replace(environment, rates=rates.chosen(suite.arms, cells, _answered(out)))
+        cells = tuple(expand(suite, environment))
     ids = {cell.id for cell in cells}
     over = ("measured", "unsupported")  # what this kind of machine cannot do, it cannot do the next time
     done = frozenset(cell for cell, status in settled(out).items() if status in over and cell in ids)
     return Plan(
-        suite=suite, out=out, device=device, workers=workers, cells=cells, done=done, plugin_files=tuple(plugin_files)
+        suite=suite,
+        out=out,
+        device=device,
+        workers=workers,
+        cells=cells,
+        done=done,
+        undecided=rates.undecided(suite.arms, environment.rates),
+        plugin_files=tuple(plugin_files),
     )
 
 
-def _trained_on(suite: Suite) -> str:
-    """The digest of the text, which has as many windows as are asked for."""
-    corpus = data.load(suite.data)
-    _check_windows(suite, corpus)
-    return corpus.digest
+def _answered(out: Path) -> Mapping[str, Attempt]:
+    """What a folder holds of earlier runs, by cell; nothing where there is none yet."""
+    try:
+        return read(out).cells
+    except NoRun:
+        return {}
 
 
 def _with_models(environment: Environment, suite: Suite) -> Environment:
@@ -130,30 +158,35 @@ def _with_models(environment: Environment, suite: Suite) -> Environment:
     return replace(
         environment,
         found=find_models(suite),
-        libraries=versions(),
         calibration_digest=data_digest(suite.calibration.data) if suite.calibration else "",
         tasks_digest=data_digest(f"text:{include}") if include else "",
     )
 
 
-def _check_windows(suite: Suite, corpus: Corpus) -> None:
-    asked = [("evaluate", suite.evaluate.windows, suite.evaluate.split)]
-    asked += [(f"tensors of kind {t.kind}", t.windows, t.split) for t in suite.tensors if t.split]
-    context = max(arm.model.context for arm in suite.arms if isinstance(arm.model, ModelSpec))
-    for what, windows, split in [*asked, ("training", 1, "train"), ("training", TUNING_WINDOWS, "tune")]:
-        there = max(0, len(getattr(corpus, split)) - context)
-        if windows > there:
-            raise BadData(
-                f"{what} wants {windows} windows of {context} tokens from the {split} split of {suite.data_name}, "
-                f"which has {there}; ask for fewer, or give more text or a shorter context"
-            )
-
-
 def execute(plan: Plan, cost: Cost, options: Mapping[str, Any]) -> Generator[Step, None, None]:
     """Answer what is still open, storing each cell as it comes; `cost` is filled on the way.
 
-    Raises FolderInUse and CannotWrite; what was stored before stays.
+    Where learning rates are to be chosen, their trials come first, then the cells that are known by then. Raises
+    FolderInUse and CannotWrite; what was stored before stays.
     """
+    if plan.undecided:
+        tried = {cell.id for cell in plan.trials}
+        waiting = frozenset(cell.id for cell in plan.cells if cell.id not in tried)
+        yield from _execute(replace(plan, done=plan.done | waiting), cost, options)
+        if plan.narrowed:
+            return
+        plan = _decided(plan)
+    yield from _execute(plan, cost, options)
+
+
+def _decided(before: Plan) -> Plan:
+    """The same plan with the rates that its folder knows by now; arms that have none, of failed trials, stay open."""
+    again = plan(before.suite, before.out, before.device, before.workers, before.plugin_files)
+    waiting = frozenset(cell.id for cell in again.cells if cell.arm in again.undecided)
+    return replace(again, done=again.done | waiting, trust_remote_code=before.trust_remote_code)
+
+
+def _execute(plan: Plan, cost: Cost, options: Mapping[str, Any]) -> Generator[Step, None, None]:
     with Store.open(plan.out) as store:
         if store.repaired:
             yield Step("", warnings=(store.repaired,))
@@ -171,8 +204,8 @@ def _asked(plan: Plan, options: Mapping[str, Any]) -> origin.Asked:
         suite=suite.text,
         cells=[cell.id for cell in plan.cells],
         options=options,
-        seeds=sorted({cell.seed for cell in plan.cells if cell.training is not None or cell.pretrained}),
-        data={suite.data_name: plan.data_digest},
+        seeds=sorted({cell.seed for cell in plan.cells if cell.training or cell.pretrained or cell.stack}),
+        data={suite.data_name: plan.data_digest} if suite.arms else {},
         device=plan.device.cls,
         gpus=[plan.device.cls.partition(":")[2]] if plan.device.kind == "cuda" else [],
     )
@@ -180,7 +213,7 @@ def _asked(plan: Plan, options: Mapping[str, Any]) -> origin.Asked:
 
 def _answers(plan: Plan, store: Store, cost: Cost) -> Generator[Step, None, None]:
     open_groups = plan.groups
-    names = [f"{group[0].arm}/{group[0].seed}" for group in open_groups]
+    names = [group_name(group[0]) for group in open_groups]
     pending = [{cell.id: cell for cell in group if cell.id not in plan.done} for group in open_groups]
     tasks = [_task(plan, group, wanted) for group, wanted in zip(open_groups, pending, strict=True)]
     messages = work(tasks, plan.device.slots(plan.workers))
@@ -232,15 +265,13 @@ def _store(plan: Plan, store: Store, cell: Cell, message: Message) -> Step:
         warnings=tuple(body["warnings"]),
     )
     store.append(closing, records)
-    return Step(
-        f"{cell.arm}/{cell.seed}", cell=cell, status=closing.status, error=closing.error, warnings=closing.warnings
-    )
+    return Step(group_name(cell), cell=cell, status=closing.status, error=closing.error, warnings=closing.warnings)
 
 
 def _fail(store: Store, cell: Cell, reason: str, log: tuple[str, ...]) -> Step:
     closing = Closing(cell=cell.id, question=cell.question_id, status="failed", spec=cell.spec(), error=reason, log=log)
     store.append(closing, [])
-    return Step(f"{cell.arm}/{cell.seed}", cell=cell, status="failed", error=reason)
+    return Step(group_name(cell), cell=cell, status="failed", error=reason)
 
 
 def _note_model(cost: Cost, name: str, body: Mapping[str, Any]) -> None:

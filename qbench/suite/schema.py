@@ -7,7 +7,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from qbench.suite import deployed, effects, grid, measured, overlay, quantizers
+from qbench.suite import deployed, effects, fitting, flows, grid, measured, overlay, quantizers
 from qbench.suite.document import LARGEST_FILE, Node, parse
 from qbench.suite.explain import checked
 from qbench.suite.findings import Findings, child
@@ -123,9 +123,12 @@ def _suite(findings: Findings, file: _File) -> Suite | None:
     counts.append(findings.noted)
     treatments = measured.treatments(form.treatments, sites)
     counts.append(findings.noted)
+    about_flow = flows.asked(form, sites, arms)
+    counts.append(findings.noted)
     grown = (low < high for low, high in pairwise(counts))
-    unsure = bad | {key for key, more in zip(("models", "tensors", "treatments"), grown, strict=True) if more}
+    unsure = bad | {key for key, more in zip(("models", "tensors", "treatments", "flow"), grown, strict=True) if more}
     names = [arm.name for arm in arms], [treatment.name for treatment in treatments]
+    fitting.check(form.data, arms, findings)
     loading = any(map(grid.loads, form.models))
     asked = deployed.asked(form, findings, partial(_from_suite, findings=findings, file=file), loading)
     return Suite(
@@ -145,11 +148,15 @@ def _suite(findings: Findings, file: _File) -> Suite | None:
         tasks=asked.tasks,
         optimizers=asked.optimizers,
         budget=Budget(cells=form.budget.cells, cpu_seconds=form.budget.cpu_seconds),
-        effects=effects.Effects(*names, tensors, sites, unsure).read(form.effects),
+        effects=effects.Effects(*names, tensors, about_flow, sites, unsure).read(form.effects),
         path=file.path.name,
         text=file.text,
         profile=file.profile,
         overrides=file.overrides,
+        noise=about_flow.noise,
+        adds=about_flow.adds,
+        flow=about_flow.flow,
+        stacks=about_flow.stacks,
     )
 
 
@@ -157,7 +164,9 @@ def _too_large(form: SuiteForm, findings: Findings) -> bool:
     """Whether the grids, before any `exclude`, make more cells than allowed; counted, so that nothing is made first."""
     models = sum(grid.count(entry) * len(entry.seeds or form.seeds) for entry in form.models)
     errors = sum(1 + quantizers.count(entry.quantizers) for entry in form.tensors)
-    cells = max(models, 1) * (2 + errors + sum(map(_count_treatments, form.treatments)))
+    trials = sum(grid.count(entry) * len(entry.rates) for entry in form.models)
+    treatments = sum(map(_count_treatments, (*form.treatments, *form.flow)))
+    cells = trials + max(models, 1) * (2 + errors + treatments + len(form.noise)) + flows.count_stacks(form)
     if cells <= form.budget.cells:
         return False
     text = f"the grids make {cells:,} cells of {models:,} trained models; budget.cells allows {form.budget.cells:,}"

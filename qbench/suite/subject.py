@@ -36,8 +36,7 @@ from qbench.suite.cells import Cell, Measurement
 from qbench.suite.expand import needs_data
 from qbench.suite.judge import Judge
 from qbench.suite.judges import Pictures, Texts
-
-Assignment = tuple[dict[str, tuple[Place, Quantizer]], dict[str, tuple[Matrix, Quantizer]]]
+from qbench.suite.specimen import Assignment
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,17 @@
 from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import groupby
 from time import perf_counter
+from typing import Any
 
 from torch import Tensor, nn
 
 from qbench.capture import read
 from qbench.capture.places import matrices, places
 from qbench.data.synthetic import calibration
-from qbench.evaluate.likelihood import next_token_loss
 from qbench.suite.answer import Answer, Subject
 from qbench.suite.cells import Cell, Measurement
 from qbench.suite.tally import Tally
-
-CAPTURE_BATCH = 16  # windows recorded at once: the shape that per-tensor scales and crests belong to
+from qbench.train.trainer import Batch, loss_of, pair
 
 
 def passes(cells: Iterable[Cell]) -> list[list[Cell]]:
@@ -55,20 +54,24 @@ def feeder(subject: Subject) -> Callable[[Measurement, Tally], None]:
             return
         sites = places(model)
         chosen = {name: sites[name] for name in names}
-        windows = subject.windows(measurement.split, measurement.windows)
-        batches = [part.to(subject.device) for part in windows.split(CAPTURE_BATCH)]
+        batches = subject.batches(measurement.split, measurement.windows)
         if kind == "activation":
-            read.activations(model, chosen, [part[:, :-1] for part in batches], tally.visit)
+            read.activations(model, chosen, map(_inputs, batches), tally.visit)
         else:
-            whole = len(batches[0])
+            whole = len(_inputs(batches[0]))
 
-            def loss(model: nn.Module, part: Tensor) -> Tensor:
+            def loss(model: nn.Module, batch: Any) -> Tensor:
                 # A mean over fewer windows gives each a larger gradient: a short last batch is put on the same scale.
-                return next_token_loss(model, part) * (len(part) / whole)
+                inputs, targets = pair(batch)
+                return loss_of(model, inputs, targets) * (len(inputs) / whole)
 
             read.gradients(model, chosen, batches, loss, tally.visit)
 
     return feed
+
+
+def _inputs(batch: Batch) -> Tensor:
+    return pair(batch)[0]
 
 
 def feed_calibration(cell: Cell) -> Callable[[Measurement, Tally], None]:

@@ -18,6 +18,7 @@ from qbench.results.record import Record
 from qbench.suite.answer import Answer
 from qbench.suite.cells import Cell
 from qbench.suite.kernels import Trial, kernel_values
+from qbench.suite.specimen import Specimen
 from qbench.suite.subject import Subject
 from qbench.train.lowbit import SMALLEST, compare
 
@@ -102,6 +103,18 @@ def _on(batch: Any, device: str) -> Any:
     if isinstance(batch, tuple):
         return tuple(part.to(device) for part in batch)
     return batch.to(device) if isinstance(batch, Tensor) else batch
+
+
+def specimen(cell: Cell, subject: Subject) -> Specimen:
+    """The model with the windows or images that a cell about flow asks for."""
+    judge, n, device = subject.judge(cell.measurement), cell.measurement.windows, subject.machine.device
+    return Specimen(
+        model=subject.model,
+        scoring=judge.scoring,
+        batches=[_on(batch, device) for batch in judge.batches(n)],
+        inputs=[part.to(device) for part in judge.inputs(n)],
+        assignment=lambda: subject.assignment(cell.measurement),
+    )
 
 
 def task(cell: Cell, subject: Subject) -> Answer:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qbench.capture.sites import Kind, SiteNames, own
+from qbench.capture.sites import Kind, SiteNames, of, stacked
 from qbench.data.catalog import stored_name
+from qbench.evaluate.stack import Stack
 from qbench.models.spec import ModelSpec
 from qbench.train.spec import TrainingSpec
 
@@ -16,6 +17,7 @@ Bos = Literal["auto", "always", "never"]
 Scalar = str | int | float | bool | None
 
 PRETRAINED = "pretrained"  # the arch of a model that is loaded
+STACK = "stack"  # the arch of random layers
 CALIBRATION = "calibration"  # the arm, and its model, of tensors with known moments
 UNQUANTIZED = "unquantized"  # the treatment that quantizes nothing
 TUNING_WINDOWS = 32  # of the tune split, for the validation loss during training
@@ -46,7 +48,8 @@ class Pretrained:
 class Arm:
     """One model, trained here with several seeds or trained elsewhere; `arch` is the row of the models catalog.
 
-    `reference` names the arm that a model quantized elsewhere is compared with.
+    `reference` names the arm that a model quantized elsewhere is compared with. With `rates` the learning rate is the
+    one of them that does best on the tuning split with the first seed; with `rate_of` it is that of another arm.
     """
 
     name: str
@@ -55,13 +58,15 @@ class Arm:
     training: TrainingSpec | None
     seeds: tuple[int, ...]
     reference: str = ""
+    rates: tuple[float, ...] = ()
+    rate_of: str = ""
 
     @property
     def names(self) -> SiteNames | None:
         """What its places are called; None where nobody knows before the model is loaded."""
         if isinstance(self.model, Pretrained):
             return self.model.names
-        return own(self.model.wiring, self.model.layers)
+        return of(self.model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +142,41 @@ class Tasks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """White noise at each of `sites` alone and at all places of each of `scopes` at once, at levels `snr_db` below the
+    tensors, in `pairs` of draws.
+    """
+
+    scopes: tuple[str, ...]
+    sites: tuple[str, ...]
+    snr_db: tuple[float, ...]
+    pairs: int
+    windows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """A treatment whose error is followed from block to block."""
+
+    treatment: Treatment
+    windows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackArm:
+    """Random layers that nobody trains: an arm of closed forms and of what is measured beside them."""
+
+    name: str
+    stack: Stack
+    seeds: tuple[int, ...]
+
+    @property
+    def names(self) -> SiteNames:
+        """What flows behind each layer; `layer.0` is what goes in."""
+        return stacked(self.stack.depth)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """`cells` is a guard; `cpu_seconds` is what its author expects, 0 where nothing is said."""
 
@@ -159,12 +199,14 @@ class Measure:
 class Effect:
     """A claim: the first arm of `between` compared with the second is `direction` of `bound`.
 
-    ratio is first / second, difference is first - second.
+    ratio is first / second, difference is first - second. `against` is measured of the second arm, the same as
+    `measure` where None.
     """
 
     claim: str
     between: tuple[str, str]
     measure: Measure
+    against: Measure | None
     compare: Literal["ratio", "difference"]
     direction: Literal["above", "below"]
     bound: float
@@ -180,7 +222,9 @@ class Suite:
 
     `data` is a name that `data.catalog` loads, with an absolute path where it has one; `data_name` is what may be
     stored and printed. `note` is what a reader of the page must know beside the answer. `treatments` begins with the
-    empty one. `path` is the file's name without its folder, `text` its source before profile and overrides.
+    empty one. `path` is the file's name without its folder, `text` its source before profile and overrides. `adds` are
+    the windows on which additions are measured, 0 where they are not. A suite of `stacks` may have no arms, and no
+    use for data.
     """
 
     name: str
@@ -204,6 +248,10 @@ class Suite:
     text: str
     profile: str = ""
     overrides: tuple[tuple[str, str], ...] = ()
+    noise: tuple[Noise, ...] = ()
+    adds: int = 0
+    flow: tuple[Flow, ...] = ()
+    stacks: tuple[StackArm, ...] = ()
 
     @property
     def data_name(self) -> str:

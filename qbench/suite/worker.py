@@ -14,11 +14,13 @@ from typing import Any, TextIO
 
 import torch
 
-from qbench.suite.answer import FAULTS, Answer, Subject, attempt, failed, together, training_answer
-from qbench.suite.cells import Cell
+from qbench.suite.answer import FAULTS, Answer, Subject, attempt, failed, together, training_answer, trial_answer
+from qbench.suite.cells import WATCHING, Cell
+from qbench.suite.follow import followed, of_trained
 from qbench.suite.losses import loss_answers
 from qbench.suite.plugins import install
 from qbench.suite.prepare import prepare
+from qbench.suite.stacks import stack_answer
 from qbench.suite.tensors import feed_calibration, feeder, passes, tensor_answers
 
 
@@ -47,10 +49,9 @@ class Wire:
 
 def answers(cells: Sequence[Cell], group: Sequence[Cell], device: str, wire: Wire) -> Iterator[Answer]:
     """Answer `cells` of a group of one arm and seed, whose training cell is needed even where it is settled."""
-    training = next((cell for cell in group if cell.measurement.what == "training"), None)
+    training = next((cell for cell in group if cell.measurement.what in WATCHING), None)
     if training is None:
-        for part in passes(cells):
-            yield from together(part, partial(tensor_answers, feed_calibration(part[0])))
+        yield from untrained(cells)
         return
     start = process_time()
     try:
@@ -61,13 +62,24 @@ def answers(cells: Sequence[Cell], group: Sequence[Cell], device: str, wire: Wir
     seconds = process_time() - start
     wire.say("prepared", digest=prepared.digest, cached=prepared.cached, cpu_seconds=seconds)
     if training in cells:
-        yield training_answer(training, prepared.log, seconds)
-    subject = Subject(prepared.model, training.model_spec(), prepared.corpus, device)
+        answer = trial_answer if training.measurement.what == "trial" else training_answer
+        yield answer(training, prepared.log, seconds)
+    subject = Subject(prepared.model, training.model_spec(), prepared.reader, device)
     for part in passes(cells):
         yield from together(part, partial(tensor_answers, feeder(subject)))
     losses = [cell for cell in cells if cell.measurement.what == "loss"]
     if losses:
         yield from attempt(losses, partial(loss_answers, losses, subject))
+    yield from followed(cells, lambda cell: of_trained(cell, subject))
+
+
+def untrained(cells: Sequence[Cell]) -> Iterator[Answer]:
+    """Tensors with known moments, and random stacks."""
+    for part in passes(cells):
+        yield from together(part, partial(tensor_answers, feed_calibration(part[0])))
+    for cell in cells:
+        if cell.stack:
+            yield from attempt([cell], lambda cell=cell: [stack_answer(cell)])
 
 
 def follow_parent() -> None:

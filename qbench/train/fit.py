@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from itertools import islice
 from math import cos, isfinite, pi
 from statistics import fmean
-from time import process_time
+from time import perf_counter, process_time
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
+from qbench.capture.write import Engagement
 from qbench.models.transformer import Transformer
-from qbench.train import optimizer
+from qbench.train.snapshot import History, Keeper
 from qbench.train.spec import TrainingSpec
+from qbench.train.throughput import Throughput, operations_per_token, positions
+from qbench.train.trainer import Batch, Trainer
 
 Status = Literal["trained", "stuck", "diverged"]
 # Called with the number of updates made so far, the model, and the loss of the last batch (None before the first).
@@ -30,7 +29,8 @@ class Fitted:
 
     `curve` holds the training loss of each step in nats per token, before its update. A training that
     diverged stopped before the update that would have broken the model: `curve` ends there.
-    `seconds` is process time, observers excluded.
+    `seconds` is process time, observers excluded. `throughput` leaves out the first step, which sets things up.
+    `engagement` is the proof that quantizers inside the training ran.
     """
 
     model: Transformer
@@ -38,77 +38,74 @@ class Fitted:
     largest_gradient_norm: float
     status: Status
     seconds: float
+    throughput: Throughput
+    engagement: Engagement
 
 
 def fit(
     model: Transformer,
     training: TrainingSpec,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     observe: Observer | None = None,
     unigram_entropy: float | None = None,
 ) -> Fitted:
     """Train `model` in place, where its parameters are, on `training.steps` batches of tokens [B, T + 1].
 
-    `observe` is called before the first step and after each. The status is "stuck" only where
-    `unigram_entropy` (nats per token) is given. Raises ValueError where the batches run out.
+    A batch may also be inputs and targets. `observe` is called before the first step and after each. The status is
+    "stuck" only where `unigram_entropy` (nats per token) is given. Raises ValueError where the batches run out.
     """
-    watch = observe or _ignore
-    trainer = Trainer(model, training)
-    curve: list[float] = []
-    norms: list[float] = []
-    seconds = 0.0
-    watch(0, model, None)
-    for step, batch in enumerate(islice(batches, training.steps)):
-        began = process_time()
-        loss, norm = trainer.step(batch, learning_rate_factor(step, training))
-        seconds += process_time() - began
-        if not (isfinite(loss) and isfinite(norm)):
+    return run(Trainer(model, training), batches, observe, unigram_entropy)
+
+
+def run(
+    trainer: Trainer,
+    batches: Iterable[Batch],
+    observe: Observer | None = None,
+    unigram_entropy: float | None = None,
+    snapshots: Keeper | None = None,
+) -> Fitted:
+    """What `fit` does, with a trainer; with `snapshots` it continues where it was cut off.
+
+    `batches` are those from the beginning in any case: what was trained on is skipped. `observe` does not see the
+    steps that were made before. Raises BadSnapshot where the file is of another training.
+    """
+    watch, training = observe or _ignore, trainer.training
+    past = snapshots.resume(trainer) if snapshots else History()
+    if not trainer.steps:
+        watch(0, trainer.model, None)
+    for batch in islice(batches, trainer.steps, training.steps):
+        if not _advance(trainer, batch, past):
             break
-        curve.append(loss)
-        norms.append(norm)
-        watch(step + 1, model, loss)
+        watch(trainer.steps, trainer.model, past.curve[-1])
+        if snapshots:
+            snapshots.keep(trainer, past)
     else:
-        if len(curve) < training.steps:
-            raise ValueError(f"training wants {training.steps} batches, the data gave {len(curve)}")
+        if len(past.curve) < training.steps:
+            raise ValueError(f"training wants {training.steps} batches, the data gave {len(past.curve)}")
     return Fitted(
-        model=model,
-        curve=tuple(curve),
-        largest_gradient_norm=max(norms, default=float("nan")),
-        status=_status(curve, training.steps, unigram_entropy),
-        seconds=seconds,
+        model=trainer.model,
+        curve=tuple(past.curve),
+        largest_gradient_norm=max(past.norms, default=float("nan")),
+        status=_status(past.curve, training.steps, unigram_entropy),
+        seconds=past.seconds,
+        throughput=Throughput(past.tokens, past.wall, past.tokens * operations_per_token(trainer.model)),
+        engagement=trainer.inside.engagement,
     )
 
 
-class Trainer:
-    """A model with its optimizers: what one training step needs."""
-
-    def __init__(self, model: Transformer, training: TrainingSpec) -> None:
-        self.model = model
-        self.clip = training.clip
-        self.parameters = list(model.parameters())
-        self.optimizers = optimizer.build(model, training)
-        self.peaks = [(group, float(group["lr"])) for o in self.optimizers for group in o.param_groups]
-
-    def step(self, batch: Tensor, factor: float) -> tuple[float, float]:
-        """Loss and gradient norm of `batch`; the update happens only where both are finite."""
-        batch = batch.to(self.parameters[0].device)
-        loss = next_token_loss(self.model(batch[:, :-1]), batch[:, 1:])
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        loss_now, norm_now = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device, not two
-        if isfinite(loss_now) and isfinite(norm_now):
-            for group, peak in self.peaks:
-                group["lr"] = peak * factor
-            for one in self.optimizers:
-                one.step()
-        for parameter in self.parameters:
-            parameter.grad = None
-        return loss_now, norm_now
-
-
-def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per token."""
-    return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+def _advance(trainer: Trainer, batch: Batch, past: History) -> bool:
+    """Make one step and note it in `past`; whether the training goes on."""
+    began, began_wall = process_time(), perf_counter()
+    loss, norm = trainer.step(batch, learning_rate_factor(trainer.steps, trainer.training))
+    past.seconds += process_time() - began
+    if not (isfinite(loss) and isfinite(norm)):
+        return False
+    if past.curve:  # the first step sets up buffers, and may compile
+        past.wall += perf_counter() - began_wall
+        past.tokens += positions(trainer.model, batch)
+    past.curve.append(loss)
+    past.norms.append(norm)
+    return True
 
 
 def learning_rate_factor(step: int, training: TrainingSpec) -> float:

@@ -31,15 +31,32 @@ def orthogonalize(g_NRC: Tensor) -> Tensor:
     return x_NRC
 
 
+def spectral(rows: int, columns: int) -> float:
+    """Jordan's scale: steps of equal size in the norm that maps rms to rms, wide matrices being left as they are."""
+    return sqrt(max(1.0, rows / columns))
+
+
+def rms_matched(rows: int, columns: int) -> float:
+    """Moonlight's scale (arXiv 2502.16982), also OSP's: an update with the rms of AdamW's, about 0.2."""
+    return 0.2 * sqrt(max(rows, columns))
+
+
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalized, times lr sqrt(max(1, out / in)); decoupled weight decay lr * weight_decay.
+    """Nesterov momentum, orthogonalized, times lr scale(out, in); decoupled weight decay lr * weight_decay.
 
     For matrices [out, in] only; raises ValueError for anything else. State: `momentum_buffer`, as in torch's.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.1
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 0.02,
+        weight_decay: float = 0.1,
+        *,
+        momentum: float = 0.95,
+        scale: Callable[[int, int], float] = spectral,
     ) -> None:
+        self.scale = scale
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
             for p in group["params"]:
@@ -65,7 +82,7 @@ class Muon(torch.optim.Optimizer):
     def _update(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
         """Update parameters of one shape together."""
         rows, columns = params[0].shape
-        rate = group["lr"] * sqrt(max(1.0, rows / columns))
+        rate = group["lr"] * self.scale(rows, columns)
         ahead_NRC = torch.stack([self._nesterov(p, group["momentum"]) for p in params])
         for p, direction_RC in zip(params, orthogonalize(ahead_NRC), strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction_RC, alpha=rate)

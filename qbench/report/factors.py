@@ -1,0 +1,114 @@
+"""What the arms of a study differ in: architecture, optimizer, length of the schedule, quantizers inside."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qbench.report.words import listed
+
+Spec = Mapping[str, Any]
+
+# In the style sheet and in the drawings. They have no common divisor, so that each pair is one of 56 styles.
+COLOURS, MARKS = 8, 7
+
+OPTIMIZERS: Mapping[str, str] = {
+    "adamw": "AdamW",
+    "muon": "Muon",
+    "muon-rms": "Muon, RMS-matched",
+    "soap": "SOAP",
+    "shampoo": "Shampoo",
+    "sgd": "SGD",
+}
+
+PLURALS: Mapping[str, str] = {"activation": "activations", "gradient": "gradients", "weight": "weights"}
+STATES: Mapping[str, str] = {"all": "all optimizer state"}
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Architecture and optimizer by the names that a reader sees; `quantized` is what a training had inside, "" for
+    nothing.
+    """
+
+    architecture: str
+    optimizer: str
+    steps: int
+    quantized: str
+
+
+def factors(arms: Mapping[str, tuple[Spec, Spec]]) -> dict[str, Factors]:
+    """Of each arm, from the specs of its model and of its training.
+
+    Two models of one name in the catalog that were given other settings are two architectures, and say what differs.
+    """
+    names = _architectures({name: model for name, (model, _) in arms.items()})
+    return {
+        name: Factors(names[name], optimizer(training), int(training.get("steps") or 0), quantized(training))
+        for name, (_, training) in arms.items()
+    }
+
+
+def optimizer(training: Spec) -> str:
+    """
+    >>> optimizer({"optimizer": "soap"}), optimizer({})
+    ('SOAP', '')
+    """
+    name = str(training.get("optimizer") or "")
+    return OPTIMIZERS.get(name, name)
+
+
+def quantized(training: Spec) -> str:
+    """What was quantized inside the training, in one line.
+
+    >>> quantized({"quantized": {"activation:interior": "int4/tensor", "gradient:interior": "int4/tensor"}})
+    'interior activations and gradients int4/tensor'
+    >>> quantized({"quantized": {"state:momentum": "int8/block:64", "weight:weights": "int4/channel"}})
+    'momentum int8/block:64, weights int4/channel'
+    """
+    inside: Mapping[str, str] = training.get("quantized") or {}
+    found: dict[tuple[str, str], list[str]] = {}
+    for key, how in inside.items():
+        kind, _, where = key.partition(":")
+        what = PLURALS.get(kind) or STATES.get(where, where)
+        found.setdefault(("" if where == what or kind == "state" else where, how), []).append(what)
+    return ", ".join(f"{where} {listed(what)} {how}".strip() for (where, how), what in found.items())
+
+
+def crossed(found: Sequence[Factors]) -> bool:
+    """Whether optimizers can be told from architectures: one of each was tried with more than one of the other."""
+    pairs = {(one.architecture, one.optimizer) for one in found}
+    of_architectures, of_optimizers = (Counter(pair[i] for pair in pairs) for i in (0, 1))
+    return bool(pairs) and max(of_architectures.values()) > 1 and max(of_optimizers.values()) > 1
+
+
+def styles(found: Sequence[Factors]) -> list[int]:
+    """How each arm is drawn: in a crossed study colour is architecture and mark is optimizer, else each has its own."""
+    if not crossed(found):
+        return list(range(len(found)))
+    colours = {name: i for i, name in enumerate(dict.fromkeys(one.architecture for one in found))}
+    marks = {name: i for i, name in enumerate(dict.fromkeys(one.optimizer for one in found))}
+    return [style(colours[one.architecture], marks[one.optimizer]) for one in found]
+
+
+def style(colour: int, mark: int) -> int:
+    """The number whose remainders are this colour and this mark: there are so many of each that one exists.
+
+    >>> style(2, 3) % COLOURS, style(2, 3) % MARKS
+    (2, 3)
+    """
+    colour, mark = colour % COLOURS, mark % MARKS
+    return next(n for n in range(COLOURS * MARKS) if n % COLOURS == colour and n % MARKS == mark)
+
+
+def _architectures(models: Mapping[str, Spec]) -> dict[str, str]:
+    first: dict[str, Spec] = {}
+    found: dict[str, str] = {}
+    for name, model in models.items():
+        arch = str(model.get("arch") or "")
+        base = first.setdefault(arch, model)
+        changed = [
+            f"{key.replace('_', ' ')} {model.get(key)}" for key in {**model, **base} if model.get(key) != base.get(key)
+        ]
+        found[name] = ", ".join([arch, *changed])
+    return found

@@ -1,0 +1,272 @@
+"""Claims side by side: one row for what is claimed, one column for each optimizer that it is asked of."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from markupsafe import Markup
+
+from qbench.report import effects, summary
+from qbench.report.budget import Floors, floors
+from qbench.report.effects import Effect, Verdict
+from qbench.report.factors import OPTIMIZERS
+from qbench.report.study.crossing import Crossing
+from qbench.report.tables import NONE, Table
+from qbench.report.view import View
+from qbench.report.words import counted, listed, number
+
+MARKS: Mapping[Verdict, str] = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What is claimed of one pair of arms after another; `by` holds the answers, by optimizer or by architecture."""
+
+    label: str
+    between: tuple[str, str]
+    by: Mapping[str, Effect]
+
+    @property
+    def verdicts(self) -> Counter[Verdict]:
+        return Counter(effect.verdict for effect in self.by.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """Claims within an optimizer, claims within an architecture, and those that stand alone."""
+
+    of_architectures: tuple[Claim, ...]
+    of_optimizers: tuple[Claim, ...]
+    alone: tuple[Effect, ...]
+
+    @property
+    def every(self) -> tuple[Claim, ...]:
+        return (*self.of_architectures, *self.of_optimizers)
+
+
+def claims(where: Crossing, found: Sequence[Effect], asked: Sequence[Mapping[str, Any]]) -> Claims:
+    """Effects of one measure, one comparison and one pair of architectures (or optimizers) are one claim."""
+    rows: dict[str, dict[tuple[Any, ...], list[tuple[str, Effect]]]] = {"": defaultdict(list), "o": defaultdict(list)}
+    alone: list[Effect] = []
+    for effect, claim in zip(found, asked, strict=True):
+        a, b = (where.known.get(name) for name in effect.arms)
+        what = (
+            repr([sorted(measure.items(), key=str) for _, measure in effects.pairs(claim)]),
+            effect.compare,
+            str(claim["thesis"]),
+        )
+        if a is None or b is None:
+            alone.append(effect)
+        elif a.optimizer == b.optimizer:
+            key = (*what, a.architecture, b.architecture, *(_variant(where, name) for name in effect.arms))
+            rows[""][key].append((a.optimizer, effect))
+        elif a.architecture == b.architecture:
+            key = (*what, a.optimizer, b.optimizer, *(_variant(where, name) for name in effect.arms))
+            rows["o"][key].append((a.architecture, effect))
+        else:
+            alone.append(effect)
+    return Claims(
+        of_architectures=tuple(_claim(where, cells) for cells in rows[""].values()),
+        of_optimizers=tuple(_claim(where, cells) for cells in rows["o"].values()),
+        alone=tuple(alone),
+    )
+
+
+def _variant(where: Crossing, name: str) -> tuple[int, str]:
+    """Which of the schedules of its pair an arm has, and what it had inside: the same ones make one row."""
+    known = where.known[name]
+    same = [arm.name for arm in where.schedules.get((known.architecture, known.optimizer), ())]
+    return (same.index(name) if name in same else -1), known.quantized
+
+
+def _claim(where: Crossing, cells: Sequence[tuple[str, Effect]]) -> Claim:
+    first = cells[0][1]
+    a, b = (where.known[name] for name in first.arms)
+    within = a.optimizer == b.optimizer
+    names = [without(effect.claim, [name] if not within else ()) for name, effect in cells]
+    between = (a.architecture, b.architecture) if within else (a.optimizer, b.optimizer)
+    shorter = [_variant(where, name)[0] > 0 for name in first.arms]
+    inside = ["", ""] if a.quantized == b.quantized else [f", {one.quantized or 'nothing'} inside" for one in (a, b)]
+    one, two = (f"{between[i]}{', shorter' * shorter[i]}{inside[i]}" for i in (0, 1))
+    return Claim(label=Counter(names).most_common(1)[0][0], between=(one, two), by=dict(cells))
+
+
+def without(claim: str, others: Sequence[str] = ()) -> str:
+    """A claim without the optimizer that it names, or without the architecture that is one of `others`.
+
+    >>> without("With AdamW, boundaries are heavier-tailed"), without("boundaries cost more (muon)")
+    ('Boundaries are heavier-tailed', 'Boundaries cost more')
+    >>> without("Muon lowers the kurtosis of residual", ["residual"])
+    'Muon lowers the kurtosis'
+    """
+    names = "|".join(map(re.escape, others or sorted({*OPTIMIZERS, *OPTIMIZERS.values()}, key=len, reverse=True)))
+    text = re.sub(rf"^\s*((with|under|for|in|by)\s+)?\b({names})\b\s*[,:–-]+\s*", "", claim, flags=re.I)
+    text = re.sub(rf"\s*[(\[]({names})[)\]]", "", text, flags=re.I)
+    text = re.sub(rf",?\s+(with|under|for|by|of|in)\s+({names})(?![\w-])", "", text, flags=re.I).strip()
+    return text[:1].upper() + text[1:]
+
+
+def table(seen: View, where: Crossing, found: Claims) -> Table | None:
+    """The matrix: verdict, size and interval for each optimizer."""
+    columns = [name for name in where.optimizers if any(name in claim.by for claim in found.of_architectures)]
+    return _table(seen, found.of_architectures, columns, "Claims by optimizer")
+
+
+def of_optimizers(seen: View, where: Crossing, found: Claims) -> Table | None:
+    columns = [name for name in where.architectures if any(name in claim.by for claim in found.of_optimizers)]
+    return _table(seen, found.of_optimizers, columns, "Claims about optimizers, by architecture")
+
+
+def _table(seen: View, rows: Sequence[Claim], columns: Sequence[str], caption: str) -> Table | None:
+    if not rows:
+        return None
+    return Table(
+        caption=f"{caption}: effect, and its 95 % interval over seeds",
+        columns=("claim", *columns, "floors"),
+        rows=tuple(
+            (_head(claim), *(_cell(claim.by.get(name)) for name in columns), _floors(seen, claim)) for claim in rows
+        ),
+        words=(len(columns) + 1,),
+    )
+
+
+def _head(claim: Claim) -> Markup:
+    first = next(iter(claim.by.values()))
+    how = "÷" if first.compare == "ratio" else "−"
+    unit = f", {first.unit}" if first.compare == "difference" and first.unit not in ("", "1") else ""
+    below = f"{claim.between[0]} {how} {claim.between[1]}{unit}"
+    return Markup('{}<small class="how">{}</small>').format(claim.label, below)
+
+
+def _cell(effect: Effect | None) -> Markup | str:
+    if effect is None:
+        return NONE
+    below = effects.interval(effect) if effect.low is not None else effect.reason
+    return Markup(
+        '<span class="verdict {0}"><span class="mark {0}" aria-hidden="true">{1}</span>'
+        '<span class="vh">{0}: </span> {2}</span><small class="how">{3}</small>'
+    ).format(effect.verdict, MARKS[effect.verdict], effects.magnitude(replace(effect, unit="")), below)
+
+
+def _floors(seen: View, claim: Claim) -> Markup | str:
+    """Of claims about losses: the standard error over windows, and the deviation over seeds."""
+    effect = next(iter(claim.by.values()))
+    if not effect.treatment:
+        return NONE
+    limits = floors(seen, effect.metric, [effect.treatment])
+    return Markup('<small class="how">{}</small>').format(_named(limits) or NONE)
+
+
+def _named(limits: Floors) -> str:
+    named = {"window": limits.window, "seed": limits.seed}
+    return ", ".join(f"{name} {number(value, 2)}" for name, value in named.items() if value is not None)
+
+
+def answers(found: Claims) -> list[tuple[str, str, str, Sequence[tuple[str, str]]]]:
+    """How each claim holds, most telling first: class of the mark, heading, mark, and (claim, what was measured)."""
+    groups: dict[str, list[Claim]] = {name: [] for name in PATTERNS}
+    for claim in found.every:
+        groups[pattern(claim)].append(claim)
+    said: list[tuple[str, str, str, Sequence[tuple[str, str]]]] = [
+        (tone, heading, mark, [(claim.label, outcome(claim)) for claim in groups[name]])
+        for name, (tone, heading, mark) in PATTERNS.items()
+    ]
+    alone = [
+        (MARKED[v], f"{summary.VERDICTS[v]} (a single comparison)", MARKS[v], of) for v, of in _alone(found).items()
+    ]
+    return [one for one in (*said, *alone) if one[3]]
+
+
+MARKED: Mapping[Verdict, str] = {"supported": "supported", "contradicted": "contradicted", "undecided": "undecided"}
+PATTERNS: Mapping[str, tuple[str, str, str]] = {
+    "all": ("supported", "Supported wherever it was asked", "✓"),
+    "some": ("supported", "Supported in part, contradicted nowhere", "✓"),
+    "mixed": ("undecided", "It depends", "±"),
+    "against": ("contradicted", "Contradicted in part, supported nowhere", "✗"),
+    "none": ("contradicted", "Contradicted wherever it was asked", "✗"),
+    "open": ("undecided", "Undecided", "?"),
+}
+
+
+def pattern(claim: Claim) -> str:
+    """Which of PATTERNS the verdicts make."""
+    n = claim.verdicts
+    yes, no, unclear = n["supported"], n["contradicted"], n["undecided"]
+    if yes and no:
+        return "mixed"
+    if yes:
+        return "some" if unclear else "all"
+    if no:
+        return "against" if unclear else "none"
+    return "open"
+
+
+def outcome(claim: Claim) -> Markup:
+    """A chip for each answer: `✓ AdamW 3.5× 2.9 to 4.1`."""
+    return _chips(claim.by)
+
+
+def _chips(by: Mapping[str, Effect]) -> Markup:
+    chips = [
+        Markup(
+            '<li><span class="mark {0}" aria-hidden="true">{1}</span><span class="vh">{0} </span> {2} <b>{3}</b> '
+            "<small>{4}</small></li>"
+        ).format(effect.verdict, MARKS[effect.verdict], name, *_short(effect))
+        for name, effect in by.items()
+    ]
+    return Markup('<ul class="outs">{}</ul>').format(Markup("").join(chips))
+
+
+def _short(effect: Effect) -> tuple[str, str]:
+    if effect.value is None:
+        return "", effect.reason
+    return effects.magnitude(replace(effect, unit="")), effects.interval(
+        effect
+    ) if effect.low is not None else effect.reason
+
+
+def _alone(found: Claims) -> dict[Verdict, list[tuple[str, str]]]:
+    return {
+        verdict: [
+            (f"{effect.claim} ({' against '.join(effect.arms)})", _chips({"": effect}))
+            for effect in found.alone
+            if effect.verdict == verdict
+        ]
+        for verdict in summary.VERDICTS
+    }
+
+
+COUNTED: Mapping[str, str] = {
+    "all": "supported wherever asked",
+    "some": "supported in part",
+    "mixed": "supported here and contradicted there",
+    "against": "contradicted in part",
+    "none": "contradicted wherever asked",
+    "open": "undecided",
+}
+
+
+def headline(found: Claims, effects_: Sequence[Effect]) -> str:
+    """How many claims hold with every optimizer, and what chance alone would decide."""
+    kinds = Counter(pattern(claim) for claim in found.every)
+    many = len(found.every)
+    if not many:
+        return summary.headline(effects_)
+    parts = [
+        f"{kinds[name]} {'is' if kinds[name] == 1 else 'are'} {words}" for name, words in COUNTED.items() if kinds[name]
+    ]
+    return f"Of {counted(many, 'claim')}, asked optimizer by optimizer, {listed(parts)}."
+
+
+def chance(effects_: Sequence[Effect]) -> str:
+    """What to mind where many intervals of 95 % are read at once."""
+    decided = [effect for effect in effects_ if effect.verdict != "undecided"]
+    asked = sum(effect.low is not None for effect in effects_)
+    if asked < 10:
+        return ""
+    return (
+        f"{asked} comparisons have an interval and {len(decided)} are decided; were there no effects at all, "
+        f"about {max(1, round(asked * 0.05))} would be."
+    )

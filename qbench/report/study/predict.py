@@ -1,0 +1,144 @@
+"""Which statistic of the tensors predicts what quantizing them costs: rank correlations, and two clouds of points."""
+
+from collections import Counter
+from collections.abc import Sequence
+from math import isfinite
+
+from markupsafe import Markup
+
+from qbench.report import axes
+from qbench.report.panels import Mark, Panel, Series
+from qbench.report.predictors import PREDICTORS, Observation, observations, own_names, predictors
+from qbench.report.study.bars import bar
+from qbench.report.study.crossing import Crossing
+from qbench.report.study.form import Figure, Section, Variant
+from qbench.report.tables import Table
+from qbench.report.troubles import learned_nothing
+from qbench.report.view import View
+from qbench.report.words import fixed, number
+from qbench.stats.rank import Comparison
+
+FLOW = "R behind the last block"  # known of fewer treatments than all others
+PLAIN = tuple(name for name in PREDICTORS if name != FLOW)
+SHAPE = "excess kurtosis per tensor"
+FIRST = ("int4/tensor", "int3/tensor", "int4/token", "int4/block:32", "mxfp4")
+MOST = 2  # quantizers that have clouds
+KNEE = 1e-3  # nats/token, within which an increase is drawn on a straight axis
+
+
+def section(seen: View, where: Crossing) -> Section | None:
+    """None where fewer than three treatments have what it takes. What learned nothing has nothing to lose."""
+    lost = learned_nothing(seen)
+    plain = seen.of(arm for arm in where.main.values() if arm.name not in lost)
+    overall = predictors(plain, among=PLAIN)
+    within = predictors(plain, by_scope=True, among=PLAIN)
+    flowed = predictors(plain) if any(isfinite(one.flow) for one in observations(plain, own_names)) else None
+    if overall is None:
+        return None
+    found = {
+        "ranked within a quantizer, over all places and arms": overall,
+        "ranked within a quantizer and a place, where only arms and seeds differ": within,
+        "where the error was followed through the network, ranked within a quantizer": flowed,
+    }
+    tables = [_table(how, one) for how, one in found.items() if one is not None]
+    return Section(
+        name="predictors",
+        title="What predicts the cost",
+        link="Predictors",
+        about=(
+            "Spearman's rank correlation of each statistic with the loss increase, over treatments of activations. "
+            "Intervals resample whole runs (an arm with a seed), because what is of one run goes together."
+        ),
+        said=tuple(_said(overall, within)),
+        tables=tuple(tables),
+        figures=_clouds(plain, overall),
+    )
+
+
+def _said(overall: Comparison, within: Comparison | None) -> list[str]:
+    said = [f"Over all places and arms {_best(overall)}."]
+    if within is not None:
+        said.append(f"Between arms at one place {_best(within)}.")
+    return said
+
+
+def _best(found: Comparison) -> str:
+    (first, best), *others = found.correlations.items()
+    rho = best.rho
+    kurtosis = dict(others).get(SHAPE)
+    beside = f"; {SHAPE}: {fixed(kurtosis.rho.estimate, 2)}" if kurtosis else ""
+    return (
+        f"{first} orders the costs best: ρ = {fixed(rho.estimate, 2)} ({fixed(rho.low, 2)} to {fixed(rho.high, 2)}), "
+        f"ahead of all others in {round(100 * best.best)} % of resamples{beside}"
+    )
+
+
+def _table(how: str, found: Comparison) -> Table:
+    return Table(
+        caption=f"Spearman's ρ with the loss increase, {how}; {found.n} observations of {found.groups} runs",
+        columns=("statistic", "ρ", "95 % interval", "", "first in"),
+        rows=tuple(
+            (
+                name,
+                fixed(one.rho.estimate, 2) if isfinite(one.rho.estimate) else "undefined",
+                f"{fixed(one.rho.low, 2)} to {fixed(one.rho.high, 2)}" if isfinite(one.rho.low) else "",
+                bar(one.rho, (-1.0, 1.0)) if isfinite(one.rho.estimate) else Markup(""),
+                f"{round(100 * one.best)} %",
+            )
+            for name, one in found.correlations.items()
+        ),
+        words=(3,),
+    )
+
+
+def _clouds(seen: View, found: Comparison) -> tuple[Figure, ...]:
+    best = next(iter(found.correlations))
+    shown = [name for name in dict.fromkeys((best, SHAPE)) if name in found.correlations]
+    every = observations(seen, own_names)
+    often = Counter(one.quantizer for one in every)
+    order = [*(name for name in FIRST if name in often), *(name for name, _ in often.most_common())]
+    quantizers = list(dict.fromkeys(order))[:MOST]
+    variants = [
+        Variant(
+            name=quantizer,
+            panels=tuple(
+                _cloud(seen, (name, quantizer), [one for one in every if one.quantizer == quantizer]) for name in shown
+            ),
+        )
+        for quantizer in quantizers
+    ]
+    filled = tuple(one for one in variants if any(panel.points for panel in one.panels))
+    if not filled:
+        return ()
+    figure = Figure(
+        name="predictors",
+        title="Loss increase against a statistic",
+        label="Quantizer",
+        variants=filled,
+        caption="A point is one place of one arm and seed.",
+    )
+    return (figure,)
+
+
+def _cloud(seen: View, named: tuple[str, str], every: Sequence[Observation]) -> Panel:
+    name, quantizer = named
+    points = [(one, PREDICTORS[name](one)) for one in every]
+    points = [(one, x) for one, x in points if isfinite(x)]
+    values = [x for _, x in points]
+    across = axes.kurtosis if "kurtosis" in name else axes.logarithmic if min(values, default=0) > 0 else axes.linear
+    series = [
+        Series(
+            name=arm.name,
+            style=arm.style,
+            marks=tuple(Mark(x=x, y=one.cost, label=one.scope) for one, x in points if one.run[0] == arm.name),
+        )
+        for arm in seen.arms
+    ]
+    return Panel(
+        name=f"{name} {quantizer}",
+        title=f"{name}, {quantizer}",
+        summary=f"Loss increase with {quantizer} against {name}: {number(len(points), 6)} points.",
+        x=across(name, values),
+        y=axes.signed_log("loss increase, nats/token", [one.cost for one, _ in points], KNEE),
+        series=tuple(one for one in series if one.marks),
+    )
