@@ -188,6 +188,15 @@ def test_a_page_built_again_is_the_same_to_the_byte(
     assert (tmp_path / "again.html").read_bytes() == page
 
 
+def test_the_page_of_a_pack_is_that_of_its_folder(first_run: Bench, tmp_path: Path) -> None:
+    assert first_run.qbench("pack", first_run.out, "--out", tmp_path / "tiny.qbench.zip").returncode == 0
+    done = first_run.qbench("report", tmp_path / "tiny.qbench.zip", "--figures")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == str(tmp_path / "tiny.html")
+    assert (tmp_path / "tiny.html").read_bytes() == (first_run.out / "report.html").read_bytes()
+    assert list((tmp_path / "tiny" / "figures").glob("*.svg"))
+
+
 @pytest.mark.parametrize("arguments", [["ls", "models"], ["export", "run"]], ids=["before", "midway"])
 def test_a_reader_that_goes_away_is_no_error(first_run: Bench, arguments: Sequence[str]) -> None:
     process = first_run.start(*arguments)

@@ -99,8 +99,10 @@ def ls(command: Command) -> None:
 
 
 def report(command: Command) -> None:
-    command.add_argument("folder", help="a run folder")
-    command.add_argument("--out", metavar="FILE", help="where the page goes (default: <folder>/report.html)")
+    command.add_argument("folder", help="a run folder, or a file that qbench pack wrote")
+    command.add_argument(
+        "--out", metavar="FILE", help="where the page goes (default: <folder>/report.html, or beside the pack)"
+    )
     command.add_argument("--figures", action="store_true", help="also write the charts as SVG and PNG (matplotlib)")
 
 

@@ -33,13 +33,19 @@ ONLY: Mapping[str, str] = {
 
 
 def report(options: argparse.Namespace) -> int:
+    """The page of a run, and its figures: in the folder, or beside the pack that it comes in."""
+    from qbench.gate.source import unpacked
     from qbench.report import figures, page
 
-    run = read(options.folder).current
-    print(page.build(run, Path(options.out or Path(options.folder) / "report.html")))
-    if options.figures:
-        for path in figures.write(run, Path(options.folder) / "figures"):
-            print(path)
+    given = Path(options.folder)
+    beside = given if given.is_dir() else given.with_name(given.name.removesuffix(".qbench.zip"))
+    with unpacked(given) as folder:
+        run = read(folder).current
+        name = beside / "report.html" if given.is_dir() else beside.with_name(f"{beside.name}.html")
+        print(page.build(run, Path(options.out or name)))
+        if options.figures:
+            for path in figures.write(run, beside / "figures"):
+                print(path)
     return GOOD
 
 

@@ -1,8 +1,8 @@
 """Two runs, question by question: regressed, improved or no evidence, beside the noise floor."""
 
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import numpy as np
 
 from qbench.gate.pairs import Evidence, Numbers, numbers
 from qbench.gate.rows import ALPHA, Row, adjusted, decided
-from qbench.gate.source import opened
+from qbench.gate.source import unpacked
 from qbench.metrics.catalog import METRICS
 from qbench.names import pick
 from qbench.results import digest, origin
@@ -121,14 +121,9 @@ def _compared(runs: tuple[Run, Run], sides: tuple[Mapping[str, str], Mapping[str
     )
 
 
-@contextmanager
-def _folder(path: Path) -> Generator[Path, None, None]:
-    """Where the files of a run lie, unpacked for as long as they are needed."""
-    if not path.is_file():
-        yield path
-        return
-    with opened(path) as source:
-        yield source.run.folder
+def _folder(path: Path) -> AbstractContextManager[Path]:
+    """Where the files of a run lie; what is not there is told by whoever reads it."""
+    return unpacked(path) if path.is_file() else nullcontext(path)
 
 
 def _load(folder: Path, how: How) -> Run:

@@ -53,14 +53,21 @@ class Source:
 def opened(path: str | Path) -> Generator[Source, None, None]:
     """The run in a folder, or in a file that `pack` wrote. Raises NoRun, BadPack, BadRecords, BadManifest, OSError."""
     path = Path(path)
+    with unpacked(path) as folder:
+        yield _source(folder, path.name or str(path))
+
+
+@contextmanager
+def unpacked(path: Path) -> Generator[Path, None, None]:
+    """Where the files of a run lie: its folder, or one that a pack is unpacked into for as long as it is needed."""
     if path.is_dir():
-        yield _source(path, path.name or str(path))
+        yield path
         return
     if not path.is_file():
         raise NoRun(f"{path}: no such folder or file; name what `qbench run` or `qbench pack` wrote")
     with TemporaryDirectory(prefix="qbench-") as folder:
         _unpack(path, Path(folder))
-        yield _source(Path(folder), path.name)
+        yield Path(folder)
 
 
 def pack(folder: Path, out: Path) -> Path:
