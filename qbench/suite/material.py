@@ -49,14 +49,8 @@ class Material(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """A corpus of bytes: a piece is a window of the model's context and the token after it."""
-
+class _OfCorpus:
     corpus: Corpus
-    remedy: ClassVar[str] = "give more text or a shorter context"
-    watched: ClassVar[int] = 8
-    recorded: ClassVar[int] = 16
-    least: ClassVar[str] = "byte frequencies"
 
     @property
     def name(self) -> str:
@@ -65,6 +59,16 @@ class Text:
     @property
     def digest(self) -> str:
         return self.corpus.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Text(_OfCorpus):
+    """A corpus of bytes: a piece is a window of the model's context and the token after it."""
+
+    remedy: ClassVar[str] = "give more text or a shorter context"
+    watched: ClassVar[int] = 8
+    recorded: ClassVar[int] = 16
+    least: ClassVar[str] = "byte frequencies"
 
     def tuning(self) -> int:
         return TUNING_WINDOWS
@@ -83,23 +87,14 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Problems:
+class Problems(_OfCorpus):
     """A corpus of a procedural task: a piece is a whole problem, which the model's context must fit."""
 
-    corpus: Corpus
     task: Task
     remedy: ClassVar[str] = "make more: sequences=N"
     watched: ClassVar[int] = 32
     recorded: ClassVar[int] = 16
     least: ClassVar[str] = "how frequent each token is"
-
-    @property
-    def name(self) -> str:
-        return self.corpus.name
-
-    @property
-    def digest(self) -> str:
-        return self.corpus.digest
 
     def tuning(self) -> int:
         return min(256, len(self.corpus.tune))

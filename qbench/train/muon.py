@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qbench.train.matrices import OfMatrices
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 SMALLEST_NORM = 1e-7
@@ -41,7 +43,7 @@ def rms_matched(rows: int, columns: int) -> float:
     return 0.2 * sqrt(max(rows, columns))
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(OfMatrices):
     """Nesterov momentum, orthogonalized, times lr scale(out, in); decoupled weight decay lr * weight_decay.
 
     For matrices [out, in] only; raises ValueError for anything else. State: `momentum_buffer`, as in torch's.
@@ -58,29 +60,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         self.scale = scale
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.ndim != 2:
-                    raise ValueError(f"Muon is for matrices, found a parameter of shape {tuple(p.shape)}")
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
-            for params in by_shape.values():
-                self._update(params, group)
-        return loss
 
     def _update(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Update parameters of one shape together."""
         rows, columns = params[0].shape
         rate = group["lr"] * self.scale(rows, columns)
         ahead_NRC = torch.stack([self._nesterov(p, group["momentum"]) for p in params])

@@ -8,11 +8,13 @@ keeps Python objects as state, which can be neither saved as tensors nor quantiz
 Shape suffixes: N matrices of one shape, R rows, C columns.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from qbench.train.matrices import OfMatrices
 
 RIDGE = 1e-6  # of the largest eigenvalue, added to all: below, float32 Gram matrices hold rounding only
 SMALLEST_NORM = 1e-30
@@ -30,7 +32,7 @@ def inverse_root(a_NRR: Tensor, order: int) -> Tensor:
     return (vectors_NRR * power_NR.unsqueeze(-2)) @ vectors_NRR.mT
 
 
-class Shampoo(torch.optim.Optimizer):
+class Shampoo(OfMatrices):
     """L^(-1/4) M R^(-1/4) at the length of AdamW's step; decoupled weight decay lr * weight_decay.
 
     M is the averaged gradient, L and R average G G^T and G^T G; all averages are corrected for their start at zero.
@@ -50,30 +52,11 @@ class Shampoo(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "frequency": frequency, "step": 0}
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.ndim != 2:
-                    raise ValueError(f"Shampoo is for matrices, found a parameter of shape {tuple(p.shape)}")
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            group["step"] += 1
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
-            for params in by_shape.values():
-                self._update(params, group)
-        return loss
+    def _begin(self, group: dict[str, Any]) -> None:
+        group["step"] += 1
 
     def _update(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Update parameters of one shape together."""
         states = [self._state(p) for p in params]
         g_NRC = torch.stack([p.grad for p in params if p.grad is not None])
         self._average(states, g_NRC, group)
