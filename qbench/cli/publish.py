@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -38,10 +39,10 @@ def report(options: argparse.Namespace) -> int:
     from qbench.report import figures, page
 
     given = Path(options.folder)
-    beside = given if given.is_dir() else given.with_name(given.name.removesuffix(".qbench.zip"))
-    with unpacked(given) as folder:
+    beside = given.with_name(given.name.removesuffix(".qbench.zip")) if given.is_file() else given
+    with unpacked(given) if given.is_file() else nullcontext(given) as folder:
         run = read(folder).current
-        name = beside / "report.html" if given.is_dir() else beside.with_name(f"{beside.name}.html")
+        name = beside.with_name(f"{beside.name}.html") if given.is_file() else beside / "report.html"
         print(page.build(run, Path(options.out or name)))
         if options.figures:
             for path in figures.write(run, beside / "figures"):
