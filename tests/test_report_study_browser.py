@@ -11,6 +11,9 @@ from browser import chromium
 from fake_study import study
 
 from qbench.report import page
+from qbench.report.study import sections
+from qbench.report.study.crossing import crossing
+from qbench.report.view import view
 
 pytestmark = [
     pytest.mark.browser,
@@ -45,6 +48,7 @@ said.csv = {};
 for (const button of every("[data-csv]")) {
   button.click();
   said.csv[button.dataset.csv] = files.last.content.trim().split("\\r\\n").length;
+  if (button.dataset.csv === "growth") said.growth = files.last.content.trim().split("\\r\\n");
 }
 said.first = files.last.content.slice(0, 80);
 const out = document.createElement("pre");
@@ -85,6 +89,19 @@ def test_every_picker_shows_one_variant(said: dict) -> None:
 def test_every_file_has_rows(said: dict) -> None:
     assert {"budget", "matrix", "equal", "growth", "rates", "flow-0", "theory"} <= said["csv"].keys()
     assert all(lines > 10 for lines in said["csv"].values())
+
+
+def test_a_file_has_the_rows_that_its_columns_were_folded_from(said: dict) -> None:
+    seen = view(study())
+    rows = sections.sheets(sections.first(seen, crossing(seen), ()))["growth"]
+    words = rows["words"]
+    spelled = [[known[at] if known else at for known, at in zip(words, row, strict=True)] for row in rows["rows"]]
+    read = [line.split(",") for line in said["growth"]]
+    assert read[0] == rows["columns"]
+    assert len(read) == 1 + len(spelled)
+    for line, row in zip(read[1:], spelled, strict=True):
+        assert line[:3] == row[:3]
+        assert [float(text) if text else None for text in line[3:]] == row[3:]
 
 
 @pytest.mark.parametrize("width", [360, 768, 1200])

@@ -19,7 +19,7 @@ def read(name: str) -> str:
 
 def page(name: str, context: Mapping[str, Any], *styles: str) -> str:
     """The page of a run from the template `name`, with its style sheets and the script of all pages in it."""
-    style, script = "".join(map(read, ("page.css", *styles))), read("page.js")
+    style, script = "".join(map(read, ("page.css", *styles))) + context.get("rules", ""), read("page.js")
     frame = {
         "style": Markup(style),
         "style_hash": digest(style),

@@ -55,15 +55,16 @@ def signed_log(title: str, values: Iterable[float], knee: float) -> Axis:
 
 
 def logarithmic(title: str, values: Iterable[float]) -> Axis:
-    """Decades, for values above 0.
+    """Decades, and steps within them where they are few, for values above 0.
 
     >>> [label for _, label in logarithmic("x", [0.002, 0.3]).ticks]
-    ['0.01', '0.1']
+    ['0.003', '0.01', '0.03', '0.1', '0.3']
     """
     found = list(values)
     decades = [10.0**i for i in range(-9, 4)]
-    many = max(found, default=1.0) / min(found, default=1.0) > 30
-    marks = decades if many else [step * decade for decade in decades for step in (1, 2, 5)]
+    spread = max(found, default=1.0) / min(found, default=1.0)
+    steps = (1, 2, 3, 4, 5, 7) if spread <= 10 else (1, 2, 5) if spread <= 30 else (1, 3) if spread <= 1000 else (1,)
+    marks = [step * decade for decade in decades for step in steps]
     # The end of an interval may lie at 0 or below, where no logarithm is: it is drawn at the lower edge.
     return _marked(title, found, marks, lambda value: log10(max(value, 1e-12)))
 

@@ -103,8 +103,18 @@ const field = (value) => {
   if (typeof value === "string" && /^[=+@\t\r-]/.test(text)) text = "'" + text;  // no formulas in a spreadsheet
   return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
 };
+const column = ({values, runs, known, width, at}) => {
+  if (values) return values;
+  if (runs) return runs.flatMap((value, i) => i % 2 ? [] : Array(runs[i + 1]).fill(value));
+  return Array.from({length: at.length / width}, (_, i) => known[parseInt(at.slice(i * width, (i + 1) * width), 36)]);
+};
+const unfolded = (table) => {
+  if (!table.folded) return table;
+  const found = table.folded.map(column);
+  return {columns: table.columns, rows: found[0].map((_, i) => found.map((one) => one[i]))};
+};
 const csv = (name) => {
-  const table = typeof tables[name] === "function" ? tables[name]() : tables[name];
+  const table = typeof tables[name] === "function" ? tables[name]() : unfolded(tables[name]);
   const spelled = (row) => row.map((value, i) => table.words && table.words[i] ? table.words[i][value] : value);
   return [table.columns, ...table.rows.map(spelled)].map((row) => row.map(field).join(",") + "\r\n").join("");
 };

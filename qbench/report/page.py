@@ -46,6 +46,7 @@ MEASURED = {
     "excess_kurtosis/channel": "excess kurtosis per channel",
 }
 LOST = "{} learned nothing, so there is nothing to lose to few bits; absolute losses leave it out, the table has it."
+FIRST_CLAIMS = 3  # of each kind of answer that stand in view, in the suite's order: the others are folded below
 LEAD = {"supported": "Supported", "contradicted": "Contradicted", "undecided": "Undecided"}
 
 
@@ -76,15 +77,19 @@ def render(run: Run) -> str:
         **_rest(seen),
         **_legend(where),
         "crossed": where.crossed,
+        "first_claims": FIRST_CLAIMS,
         "kind": "study crossed" if where.crossed else "study",
         "described": where.described() if where.crossed else [],
         "early": [sections.drawn(one) for one in early],
         "late": [sections.drawn(one) for one in late],
+        **({"corners": Markup(svg.corners()), "rules": svg.corner_rules()} if early or late else {"corners": ""}),
     }
     if where.crossed:
         context |= _answer_crossed(seen, where, claims, found)
     context["links"] = _links(context, early, late)
-    context["scripted"]["tables"] |= sections.sheets([*early, *late])
+    context["scripted"]["tables"] |= {
+        name: payload.folded(rows) for name, rows in sections.sheets([*early, *late]).items()
+    }
     context["data"] = Markup(payload.text({"name": context["name"], "colours": COLOURS, **context.pop("scripted")}))
     return assets.page("study.html", context, "study.css")
 
@@ -216,7 +221,10 @@ def _charts_crossed(seen: View, where: Crossing, claims: Sequence[Mapping[str, A
     scripted = {
         "points": payload.points(seen.of(where.main.values()), clouds),
         "cloud": payload.cloud(clouds, CLOUD),
-        "tables": {"budget": crossed.sheet(seen), "matrix": grids.sheet(seen, where, claims)},
+        "tables": {
+            "budget": payload.folded(crossed.sheet(seen)),
+            "matrix": payload.folded(grids.sheet(seen, where, claims)),
+        },
     }
     return {
         "arms": seen.arms,
@@ -247,12 +255,13 @@ def _budget(seen: View, budgets: Mapping[str, Sequence[Panel]]) -> dict[str, Any
         "absolute loss": f"{tables.noise(absolute)} Dashes: arms with nothing quantized. Rings: the front of all arms.",
     }
     stuck = troubles.learned_nothing(seen)
+    grids: dict[str, str] = {}
     return {
         "variants": [
             {
                 "name": label,
                 "note": notes[label.partition(",")[0]],
-                "panels": [_drawn(panel, f"budget-{at}-{i}", SMALL) for i, panel in enumerate(panels)],
+                "panels": [_drawn(panel, f"budget-{at}-{i}", SMALL, grids) for i, panel in enumerate(panels)],
             }
             for at, (label, panels) in enumerate(budgets.items())
         ],
@@ -261,8 +270,8 @@ def _budget(seen: View, budgets: Mapping[str, Sequence[Panel]]) -> dict[str, Any
     }
 
 
-def _drawn(panel: Panel, identifier: str, frame: svg.Frame) -> dict[str, Any]:
-    drawing = Markup(svg.draw(panel, identifier, frame)) if panel.points else ""
+def _drawn(panel: Panel, identifier: str, frame: svg.Frame, grids: dict[str, str] | None = None) -> dict[str, Any]:
+    drawing = Markup(svg.draw(panel, identifier, frame, grids if panel.silent else None)) if panel.points else ""
     return {"title": panel.title, "summary": panel.summary, "svg": drawing}
 
 

@@ -69,6 +69,7 @@ class Panel:
     ringed: tuple[Mark, ...] = ()  # the front over all arms, by rising bits
     joined: bool = True  # whether a line goes through the rings
     named: tuple[Mark, ...] = ()  # whose labels stand beside them
+    silent: bool = False  # no mark has words of its own: they are drawn as the corners of one path
 
     @property
     def points(self) -> int:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from qbench.report.axes import Axis
@@ -13,7 +14,7 @@ from qbench.report.tables import Table
 from qbench.report.view import View
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-Rows = Mapping[str, Any]  # {"columns": [...], "words": [...], "rows": [[...], ...]}
+Rows = Mapping[str, Any]  # {"columns": [...], "words": [...], "rows": [[...], ...]}, or folded by column
 
 
 def text(value: Any) -> str:
@@ -76,7 +77,11 @@ def triple(decibels: float | None) -> str:
     if decibels is None:
         return "---"
     count = min(max(round(decibels * 100) + 10_000, 0), 36**3 - 1)
-    return "".join(DIGITS[count // 36**place % 36] for place in (2, 1, 0))
+    return _digits(count, 3)
+
+
+def _digits(count: int, width: int) -> str:
+    return "".join(DIGITS[count // 36**place % 36] for place in reversed(range(width)))
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
@@ -125,6 +130,31 @@ def packed(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Rows:
     places = [{word: at for at, word in enumerate(known)} if known else None for known in words]
     coded = [[known[v] if known else v for known, v in zip(places, row, strict=True)] for row in rows]
     return {"columns": list(columns), "words": words, "rows": coded}
+
+
+def folded(rows: Rows) -> Rows:
+    """The same by column, each in the shortest of three ways: its values, runs of them, or places in a list of them.
+
+    >>> folded(packed(["arm", "x"], [["a", 1.5], ["a", 2.5], ["a", 3.5]]))
+    {'columns': ['arm', 'x'], 'folded': [{'runs': ['a', 3]}, {'values': [1.5, 2.5, 3.5]}]}
+    """
+    columns = list(zip(*rows["rows"], strict=True)) or [()] * len(rows["columns"])
+    spelled = (
+        [known[at] for at in column] if known else list(column)
+        for known, column in zip(rows["words"], columns, strict=True)
+    )
+    return {"columns": rows["columns"], "folded": [_folded(column) for column in spelled]}
+
+
+def _folded(column: Sequence[Any]) -> dict[str, Any]:
+    known = {value: at for at, value in enumerate(dict.fromkeys(column))}
+    width = 1 if len(known) <= len(DIGITS) else 2 if len(known) <= len(DIGITS) ** 2 else 3
+    ways: tuple[dict[str, Any], ...] = (
+        {"values": list(column)},
+        {"runs": [part for value, run in groupby(column) for part in (value, sum(1 for _ in run))]},
+        {"known": [*known], "width": width, "at": "".join(_digits(known[value], width) for value in column)},
+    )
+    return min(ways, key=lambda way: len(text(way)))
 
 
 def of_table(table: Table) -> Rows:

@@ -1,6 +1,6 @@
 """Panels drawn as inline SVG: classes and no styles, so that the page's one style sheet colours both modes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -18,6 +18,7 @@ SHAPES = (
     "M-4-1.3H-1.3V-4H1.3V-1.3H4V1.3H1.3V4H-1.3V1.3H-4Z",  # cross
     "M-2.2-3.8H2.2L4.4 0L2.2 3.8H-2.2L-4.4 0Z",  # hexagon
 )
+CORNERS = [(colour, shape) for colour in range(COLOURS) for shape in range(len(SHAPES))]
 NAMED_LEFT, NAME_HEIGHT = 0.2, 12  # how far from the left edge a name needs to be, and what it takes in height
 
 
@@ -40,24 +41,41 @@ def swatches() -> str:
     return f'<svg class="swatches" width="0" height="0" aria-hidden="true"><defs>{"".join(shapes)}</defs></svg>'
 
 
+def corners() -> str:
+    """The marks in each colour, for paths that carry one on every corner: a marker does not inherit its path's."""
+    marks = (
+        f'<marker id="k{colour}-{shape}" class="a{colour}" markerUnits="userSpaceOnUse">'
+        f'<use href="#m{shape}"/></marker>'
+        for colour, shape in CORNERS
+    )
+    return f'<svg class="swatches" width="0" height="0" aria-hidden="true"><defs>{"".join(marks)}</defs></svg>'
+
+
+def corner_rules() -> str:
+    """The style sheet's part of it."""
+    return "".join(
+        f'.a{colour}[data-shape="{shape}"]>.dots{{marker:url(#k{colour}-{shape})}}\n' for colour, shape in CORNERS
+    )
+
+
 def key(style: int) -> str:
     """The mark of one arm, for legends and tables."""
-    return (
-        f'<svg class="key a{style % COLOURS}" width="14" height="14" viewBox="-7 -7 14 14" aria-hidden="true">'
-        f'<use href="#m{style % len(SHAPES)}"/></svg>'
-    )
+    return f'<svg class="key a{style % COLOURS}" aria-hidden="true"><use href="#m{style % len(SHAPES)}"/></svg>'
 
 
 def swatch(style: int) -> str:
     """The colour of one style alone: a bar, which is no mark of any arm."""
     return (
-        f'<svg class="key a{style % COLOURS}" width="14" height="14" viewBox="-7 -7 14 14" aria-hidden="true">'
+        f'<svg class="key a{style % COLOURS}" aria-hidden="true">'
         '<rect x="-7" y="-3" width="14" height="6" rx="2"/></svg>'
     )
 
 
-def draw(panel: Panel, identifier: str, frame: Frame | None = None) -> str:
-    """One panel as an <svg> that names and describes itself; `identifier` is unique on the page."""
+def draw(panel: Panel, identifier: str, frame: Frame | None = None, grids: dict[str, str] | None = None) -> str:
+    """One panel as an <svg> that names and describes itself; `identifier` is unique on the page.
+
+    Drawings with the same axes need them once on a page: `grids` holds those already drawn, with their identifiers.
+    """
     frame = frame or Frame()
     x, y = _across(panel, frame), _up(panel, frame)
     parts = [
@@ -66,9 +84,9 @@ def draw(panel: Panel, identifier: str, frame: Frame | None = None) -> str:
         f'<title id="{identifier}-t">{escape(panel.title)}</title>',
         f'<desc id="{identifier}-d">{escape(panel.summary)}</desc>',
         *_bands(panel, frame),
-        *_grid(panel, frame),
+        _shared("".join(_grid(panel, frame)), f"{identifier}-g", grids),
         *_rules(panel.rules, x, y, frame),
-        *(_series(series, x, y) for series in panel.series),
+        *(_series(series, x, y, panel.silent) for series in panel.series),
         _rings(panel, x, y),
         *_names(panel, x, y),
         "</svg>",
@@ -119,6 +137,16 @@ def _bands(panel: Panel, frame: Frame) -> Iterable[str]:
         )
 
 
+def _shared(grid: str, identifier: str, grids: dict[str, str] | None) -> str:
+    """The group has the class of a drawing, for browsers that match the style sheet inside of what is used again."""
+    if grids is None:
+        return grid
+    if grid in grids:
+        return f'<use href="#{grids[grid]}"/>'
+    grids[grid] = identifier
+    return f'<g class="chart" id="{identifier}">{grid}</g>'
+
+
 def _grid(panel: Panel, frame: Frame) -> Iterable[str]:
     """Ticks are places already, so they skip the scale."""
     right, bottom = frame.width - frame.right, frame.height - frame.bottom
@@ -155,19 +183,33 @@ def _rules(rules: Iterable[Rule], x: Place, y: Place, frame: Frame) -> Iterable[
         yield f'<g class="rule {rule.axis}{tone}"><path d="{line}"/>{label}</g>'
 
 
-def _series(series: Series, x: Place, y: Place) -> str:
-    """Bars and line under the marks; each mark carries its words for those who point at it."""
+def _series(series: Series, x: Place, y: Place, silent: bool) -> str:
+    """Bars and line under the marks; each mark carries its words for those who point at it, or none does."""
     bars = "".join(
         f"M{x(m.x)} {y(m.low)}V{y(m.high)}" for m in series.marks if m.low is not None and m.high is not None
     )
-    line = "L".join(f"{x(series.marks[i].x)} {y(series.marks[i].y)}" for i in series.line)
-    under = (f'<path class="bars" d="{bars}"/>' if bars else "") + (f'<path class="line" d="M{line}"/>' if line else "")
     shape = series.style % len(SHAPES)
-    inside = under + "".join(_mark(mark, shape, x, y) for mark in series.marks)
+    inside = f'<path class="bars" d="{bars}"/>' if bars else ""
     if series.dashed:
-        inside = f'<path class="line expected" d="M{line}"/>' if line else ""
+        inside = _path("line expected", [series.marks[i] for i in series.line], x, y)
+    elif silent and series.line == tuple(range(len(series.marks))):
+        inside += _path("line dots", series.marks, x, y)
+    else:
+        inside += _path("line", [series.marks[i] for i in series.line], x, y)
+        inside += _path("dots", series.marks, x, y) if silent else _marks(series.marks, shape, x, y)
     classes = f'class="series a{series.style % COLOURS}" data-arm="{series.style}" data-shape="{shape}"'
     return f"<g {classes}>{inside}</g>"
+
+
+def _path(kind: str, marks: Sequence[Mark], x: Place, y: Place) -> str:
+    """Through the marks; on the corners of one of kind "dots" the style sheet puts their shape."""
+    corners = "L".join(f"{x(mark.x)} {y(mark.y)}" for mark in marks)
+    alone = "h0" if len(marks) == 1 else ""  # a path of one point has no corner
+    return f'<path class="{kind}" d="M{corners}{alone}"/>' if marks else ""
+
+
+def _marks(marks: Sequence[Mark], shape: int, x: Place, y: Place) -> str:
+    return "".join(_mark(mark, shape, x, y) for mark in marks)
 
 
 def _mark(mark: Mark, shape: int, x: Place, y: Place) -> str:

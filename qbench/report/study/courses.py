@@ -9,7 +9,7 @@ from qbench.report.study.crossing import Crossing
 from qbench.report.study.form import Figure, Section, Variant
 from qbench.report.study.levels import level
 from qbench.report.view import Arm, Row, View, by_seed, place
-from qbench.report.words import number
+from qbench.report.words import number, spread
 
 INTERIOR = "interior boundaries"
 SITES = (INTERIOR, "last boundary", "mlp.hidden", "attn.context")
@@ -143,4 +143,4 @@ def _said(seen: View, where: Crossing, chart: lines.Chart | None) -> list[str]:
 
 
 def _with(mark: Mark) -> str:
-    return number(mark.y, 2) if mark.high is None else f"{number(mark.y, 2)} ± {number(mark.high - mark.y, 1)}"
+    return number(mark.y, 2) if mark.high is None else spread(mark.y, mark.high - mark.y)

@@ -5,14 +5,14 @@ from dataclasses import replace
 from statistics import fmean
 
 from qbench.report import budget, charts
-from qbench.report.panels import Panel
+from qbench.report.panels import Panel, Series
 from qbench.report.payload import Rows, packed, short
 from qbench.report.study.crossing import Crossing
 from qbench.report.study.levels import level
 from qbench.report.study.sections import silent
 from qbench.report.tables import NONE, Table
 from qbench.report.view import UNQUANTIZED, View, by_seed
-from qbench.report.words import number
+from qbench.report.words import counted, number
 
 CLOUDS = 6  # quantizers that the cloud can be moved to: each adds a number for each of some thousand points
 
@@ -34,7 +34,21 @@ def budgets(seen: View, where: Crossing, metric: str) -> dict[str, list[Panel]]:
 def _front(panel: Panel) -> Panel:
     """Seven arms with all of their treatments would hide each other; the table has the others."""
     fronts = [replace(one, marks=tuple(one.marks[i] for i in one.line)) for one in panel.series]
-    return replace(panel, series=tuple(replace(one, line=tuple(range(len(one.marks)))) for one in fronts))
+    found = tuple(replace(one, line=tuple(range(len(one.marks)))) for one in fronts)
+    return replace(panel, series=found, summary=_summary(found, panel.y.title))
+
+
+def _summary(series: Sequence[Series], measured: str) -> str:
+    """Who is best with the fewest and with the most bits; the tables have the rest."""
+    shown = [one for one in series if one.marks]
+    if not shown:
+        return ""
+    few, many = (min(shown, key=lambda one: one.marks[at].y) for at in (0, -1))
+    return (
+        f"{counted(len(shown), 'line')} of {measured}. Lowest with the fewest bits: {few.name}, "
+        f"{number(few.marks[0].y, 2)} at {number(few.marks[0].x)} bits; with the most: {many.name}, "
+        f"{number(many.marks[-1].y, 2)} at {number(many.marks[-1].x)} bits."
+    )
 
 
 def tables(seen: View, where: Crossing) -> list[Table]:

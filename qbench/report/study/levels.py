@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import floor, isfinite, log10
 
 from markupsafe import Markup
 
 from qbench.report.panels import Mark
-from qbench.report.words import THIN, decimals_of, fixed, number
+from qbench.report.words import SUPERSCRIPT, THIN, decimals_of, fixed, number
 from qbench.stats.interval import mean_interval
+
+MOST_DECIMALS = 4  # of a mean beside its interval; beyond, zeros would fill a cell and hide both
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ def level(seeds: Mapping[int, float]) -> Level | None:
 
 def words(found: Level, digits: int = 3) -> str:
     """
+    >>> words(Level({}, 2e-7, -6.8e-6, 7.2e-6)), words(Level({}, 3.1e-5, 2.5e-5, 3.7e-5))
+    ('0 ± 7×10⁻⁶', '3.1×10⁻⁵ ± 0.6×10⁻⁵')
     >>> words(Level({0: 1.0, 1: 1.2}, 1.1, 0.95, 1.25)), words(Level({0: 1.5}, 1.5, None, None))
     ('1.10 ± 0.15', '1.50')
     """
@@ -51,8 +55,17 @@ def words(found: Level, digits: int = 3) -> str:
         return number(found.mean, digits)
     if not found.reach:
         return f"{number(found.mean, digits)} ± 0"
-    decimals = min(decimals_of(found.reach), 6)
+    decimals = decimals_of(found.reach)
+    if decimals > MOST_DECIMALS:
+        power = floor(log10(max(abs(found.mean), found.reach)))
+        return f"{_scaled(found.mean, power, decimals)} ± {_scaled(found.reach, power, decimals)}"
     return f"{fixed(found.mean, decimals)} ± {fixed(found.reach, decimals)}"
+
+
+def _scaled(value: float, power: int, decimals: int) -> str:
+    """In units of a power of ten that a mean and its interval share."""
+    text = fixed(value / 10.0**power, max(0, decimals + power))
+    return f"{text}×10{str(power).translate(SUPERSCRIPT)}" if text.strip("0.") else "0"
 
 
 def stacked(found: Level) -> Markup:

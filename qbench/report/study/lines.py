@@ -120,7 +120,7 @@ def seen_in(series: Sequence[Series]) -> str:
     least, most = order[0].marks[-1], order[-1].marks[-1]
     if least.high is not None and most.low is not None and most.low <= least.high:
         ends = dict.fromkeys(number(mark.y, 2) for mark in (least, most))
-        return f": all about the same at the end ({' to '.join(ends)})"
+        return f": ends at {' to '.join(ends)}, intervals overlap" if len(ends) > 1 else f": all end at {min(ends)}"
     low, high = (one.name.split(" + ")[0] for one in (order[0], order[-1]))
     return f": {high} highest ({number(most.y, 2)}), {low} lowest ({number(least.y, 2)})"
 
@@ -128,7 +128,7 @@ def seen_in(series: Sequence[Series]) -> str:
 def ends(series: Sequence[Series], x: str) -> str:
     """Where each line begins and ends, for those who do not see it."""
     told = [
-        f"{one.name} from {number(one.marks[0].y, 2)} to {number(one.marks[-1].y, 2)}"
+        f"{one.name.split(' + ')[0]} from {number(one.marks[0].y, 2)} to {number(one.marks[-1].y, 2)}"
         for one in series
         if len(one.marks) > 1
     ]

@@ -77,6 +77,7 @@ def drawn(section: Section) -> dict[str, Any]:
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
+    grids: dict[str, str] = {}
     return {
         "name": figure.name,
         "title": figure.title,
@@ -90,7 +91,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
                 "note": variant.note,
                 "narrow": len(variant.panels) > 3,
                 "panels": [
-                    _panel(panel, f"{figure.name}-{i}-{j}", NARROW if len(variant.panels) > 3 else FRAME)
+                    _panel(panel, f"{figure.name}-{i}-{j}", NARROW if len(variant.panels) > 3 else FRAME, grids)
                     for j, panel in enumerate(variant.panels)
                 ],
             }
@@ -99,9 +100,10 @@ def _figure(figure: Figure) -> dict[str, Any]:
     }
 
 
-def _panel(panel: Panel, identifier: str, frame: svg.Frame) -> dict[str, Any]:
-    many = panel.points > MANY
-    return {"title": panel.title, "svg": Markup(svg.draw(silent(panel) if many else panel, identifier, frame))}
+def _panel(panel: Panel, identifier: str, frame: svg.Frame, grids: dict[str, str]) -> dict[str, Any]:
+    told = panel.points <= MANY and any(mark.told for one in panel.series for mark in one.marks)
+    drawing = svg.draw(panel if told else silent(panel), identifier, frame, grids)
+    return {"title": panel.title, "svg": Markup(drawing)}
 
 
 MANY = 60  # marks in a panel, beyond which none carries its own words: the page would be too heavy
@@ -110,7 +112,7 @@ MANY = 60  # marks in a panel, beyond which none carries its own words: the page
 def silent(panel: Panel) -> Panel:
     """Without words of its own for each mark."""
     quiet = tuple(replace(one, marks=tuple(replace(mark, told=False) for mark in one.marks)) for one in panel.series)
-    return replace(panel, series=quiet)
+    return replace(panel, series=quiet, silent=True)
 
 
 def sheets(sections: Sequence[Section]) -> dict[str, payload.Rows]:
@@ -124,14 +126,16 @@ def _sheet(figure: Figure) -> payload.Rows:
             variant.name,
             panel.name,
             f"{series.name}{' (expected)' * series.dashed}",
-            *(None if value is None else payload.short(value) for value in (mark.x, mark.y, mark.low, mark.high)),
+            payload.short(mark.x),
+            payload.short(mark.y),
+            None if mark.high is None else payload.short(mark.high - mark.y, 3),
         ]
         for variant in figure.variants
         for panel in variant.panels
         for series in panel.series
         for mark in series.marks
     ]
-    return payload.packed(["shown", "panel", "arm", "x", "y", "low", "high"], rows)
+    return payload.packed(["shown", "panel", "arm", "x", "y", "half_of_interval"], rows)
 
 
 def panels(sections: Sequence[Section]) -> dict[str, list[Panel]]:
