@@ -5,10 +5,8 @@ import io
 import json
 import random
 import re
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -253,10 +251,22 @@ def test_100_000_records_take_under_ten_seconds(tmp_path: Path) -> None:
     folders = [make(tmp_path / f"s{i}", Made(model=f"m{i}", filler=1650)) for i in range(2)]
     records = sum(path.read_bytes().count(b'{"line":"record"') for path in tmp_path.glob("*/records.jsonl"))
     assert records > 98_000
-    start = time.process_time()
-    site.build(board([check(folder) for folder in folders]), tmp_path / "site")
-    assert time.process_time() - start < 10
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**20  # KiB
+    # In a process of its own: this one's peak is that of all tests before.
+    program = f"""
+import resource
+from pathlib import Path
+from qbench.report.leaderboard import site
+from qbench.report.leaderboard.board import board
+from qbench.report.leaderboard.check import check
+folders, out = {[str(folder) for folder in folders]!r}, Path({str(tmp_path / "site")!r})
+site.build(board([check(Path(folder)) for folder in folders]), out)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    seconds, kilobytes = map(float, done.stdout.split())
+    assert seconds < 10
+    assert kilobytes < 2**20
 
 
 def test_a_new_build_removes_old_pages_and_touches_nothing_else(tmp_path: Path, four: Board) -> None:
