@@ -86,6 +86,16 @@ class Cost:
     def measuring_cpu_seconds(self) -> float:
         return self.cpu_seconds - self.training_cpu_seconds - self.startup_cpu_seconds
 
+    def add(self, other: "Cost") -> None:
+        """Take in what another stage of the same run took."""
+        self.cpu_seconds += other.cpu_seconds
+        self.training_cpu_seconds += other.training_cpu_seconds
+        self.startup_cpu_seconds += other.startup_cpu_seconds
+        self.peak_rss = max(self.peak_rss, other.peak_rss)
+        self.trained += other.trained
+        self.from_cache += other.from_cache
+        self.models |= other.models
+
     def shares(self) -> dict[str, float]:
         names = ("training_cpu_seconds", "measuring_cpu_seconds", "startup_cpu_seconds")
         seconds = {name: round(float(getattr(self, name)), 2) for name in names}
@@ -190,12 +200,13 @@ def _execute(plan: Plan, cost: Cost, options: Mapping[str, Any]) -> Generator[St
     with Store.open(plan.out) as store:
         if store.repaired:
             yield Step("", warnings=(store.repaired,))
-        began = origin.begin(plan.out, _asked(plan, options))
+        began, own = origin.begin(plan.out, _asked(plan, options)), Cost()  # a session has its own cost, not the run's
         try:
-            yield from _answers(plan, store, cost)
+            yield from _answers(plan, store, own)
         finally:
+            cost.add(own)
             states = Counter(store.settled.get(cell.id, "open") for cell in plan.cells)
-            origin.finish(plan.out, began, states, models=cost.models, cost=cost.shares())
+            origin.finish(plan.out, began, states, models=own.models, cost=own.shares())
 
 
 def _asked(plan: Plan, options: Mapping[str, Any]) -> origin.Asked:
