@@ -44,6 +44,11 @@ MEASURED = {
     "excess_kurtosis/tensor": "excess kurtosis",
     "excess_kurtosis/token": "excess kurtosis per token",
     "excess_kurtosis/channel": "excess kurtosis per channel",
+    "error_rate": "share that is wrong",
+    "error_rate/exact": "exact tokens that are wrong",
+    "error_rate/problem": "problems not solved",
+    "loss_increase/inside": "increase over training with nothing inside",
+    "noise/increase": "loss increase by noise",
 }
 LOST = "{} learned nothing, so there is nothing to lose to few bits; absolute losses leave it out, the table has it."
 FIRST_CLAIMS = 3  # of each kind of answer that stand in view, in the suite's order: the others are folded below

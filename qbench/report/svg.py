@@ -87,6 +87,7 @@ def draw(panel: Panel, identifier: str, frame: Frame | None = None, grids: dict[
         _shared("".join(_grid(panel, frame)), f"{identifier}-g", grids),
         *_rules(panel.rules, x, y, frame),
         *(_series(series, x, y, panel.silent) for series in panel.series),
+        *_told(panel.rules, x, y, frame),
         _rings(panel, x, y),
         *_names(panel, x, y),
         "</svg>",
@@ -172,15 +173,22 @@ def _grid(panel: Panel, frame: Frame) -> Iterable[str]:
 def _rules(rules: Iterable[Rule], x: Place, y: Place, frame: Frame) -> Iterable[str]:
     right, bottom = frame.width - frame.right, frame.height - frame.bottom
     for rule in rules:
-        tone = "" if rule.style is None else f" a{rule.style % COLOURS}"
-        if rule.axis == "x":
-            place = x(rule.at)
-            line, text = f"M{place} {frame.top}V{bottom}", f'x="{place}" y="{bottom - 5}" dx="4"'
-        else:
-            place = y(rule.at)
-            line, text = f"M{frame.left} {place}H{right}", f'x="{right}" y="{place}" dy="-4"'
-        label = f"<text {text}>{escape(rule.label)}</text>" if rule.label else ""
-        yield f'<g class="rule {rule.axis}{tone}"><path d="{line}"/>{label}</g>'
+        line = f"M{x(rule.at)} {frame.top}V{bottom}" if rule.axis == "x" else f"M{frame.left} {y(rule.at)}H{right}"
+        yield f'<g class="{_rule(rule)}"><path d="{line}"/></g>'
+
+
+def _told(rules: Iterable[Rule], x: Place, y: Place, frame: Frame) -> Iterable[str]:
+    """What the rules are, above whatever is drawn: a narrow panel leaves no place beside it."""
+    right, bottom = frame.width - frame.right, frame.height - frame.bottom
+    for rule in rules:
+        if rule.label:
+            across = f'x="{x(rule.at)}" y="{bottom - 5}" dx="4"'
+            place = across if rule.axis == "x" else f'x="{right}" y="{y(rule.at)}" dy="-4"'
+            yield f'<g class="{_rule(rule)}"><text {place}>{escape(rule.label)}</text></g>'
+
+
+def _rule(rule: Rule) -> str:
+    return f"rule {rule.axis}" if rule.style is None else f"rule {rule.axis} a{rule.style % COLOURS}"
 
 
 def _series(series: Series, x: Place, y: Place, silent: bool) -> str:
