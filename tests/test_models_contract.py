@@ -383,8 +383,19 @@ def test_an_unknown_model_or_setting_is_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"heads": 3}, "width 32 over 3 heads must give an even head size; or set head_size"),
-        ({"heads": 32}, "RoPE turns pairs"),
+        ({"heads": 3}, "width 32 is not a multiple of 3 heads; set head_size"),
+        ({"heads": 32}, "the size of a head must be even, found 1, which is width 32 over 32 heads"),
+        ({"head_size": 5}, "RoPE turns pairs: the size of a head must be even, found 5$"),
+        ({"attention": "clipped", "clip": -1.0}, "clip must be at least 0, found -1.0"),
+        ({"attention": "polynomial", "power": 0}, "power must be at least 1, found 0"),
+        ({"positions": "learned", "position_deviation": -1.0}, "position_deviation must be at least 0"),
+        ({"qk_noise": float("nan")}, "qk_noise must be a finite number, found nan"),
+        ({"temperature": "linear", "temperature_strength": -1.0}, "must be above -1, else the last layer has none"),
+        ({"init": "shaped", "attention": "polynomial"}, "nothing would ever learn"),
+        ({"init": "shaped", "qk_norm": "rmsnorm"}, "which qk_norm cannot normalize"),
+        ({"init": "cutting-the-skip-target", "attention": "shaped"}, "attention shaped has none"),
+        ({"init": "cutting-the-skip-target", "temperature": "linear"}, "of temperature linear and of init cutting"),
+        ({"temperature": "target", "temperature_strength": 1.0}, "needs an init that looks at itself.*found gpt2"),
         ({"kv_heads": 3}, "kv_heads must divide heads: found 3 and 4"),
         ({"wiring": "post-norm", "norm": "none"}, "nothing to do without a norm"),
         ({"wiring": "residual-free", "gain": "learned"}, "wiring residual-free adds none"),
@@ -401,9 +412,29 @@ def test_what_makes_no_sense_is_refused_with_the_way_out(settings: dict[str, Any
         model_spec("residual", **SMALL | settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "idle", "live"),
+    [
+        ({}, {"clip", "power", "gain_start", "gain_by_depth", "vo_gain", "vo_noise", "vo_diagonal"}, {"mlp_ratio"}),
+        ({}, {"qk_noise", "qk_diagonal", "pooling", "patch", "temperature_strength", "position_deviation"}, {"heads"}),
+        ({"attention": "clipped", "gain": "fixed"}, {"power"}, {"clip", "gain_start", "gain_by_depth"}),
+        ({"init": "mimetic", "mlp_hidden": 48}, {"mlp_ratio", "vo_gain"}, {"vo_noise", "vo_diagonal", "qk_noise"}),
+        ({"task": "vision", "pooling": "class"}, {"clip"}, {"pooling", "patch", "position_deviation"}),
+        ({"temperature": "linear", "positions": "learned"}, set(), {"temperature_strength", "position_deviation"}),
+        ({"init": "cutting-the-skip-target"}, {"vo_noise"}, {"temperature_strength", "vo_gain", "qk_diagonal"}),
+    ],
+)
+def test_what_does_nothing_says_so(settings: dict[str, Any], idle: set[str], live: set[str]) -> None:
+    spec = model_spec("residual", **SMALL | settings)
+    for name in idle:
+        assert spec.idle(name).startswith(f"{name} does nothing with ")
+    for name in live:
+        assert not spec.idle(name)
+
+
 def test_a_target_that_cannot_be_reached_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"temperature target in layer 0: attention cannot look at itself 0\.667"):
-        build(model_spec("residual", **SMALL, temperature="target"), seed=0)
+        build(model_spec("residual-free", **SMALL, qk_diagonal=0.0, temperature="target"), seed=0)
 
 
 def test_the_model_is_an_ordinary_module() -> None:

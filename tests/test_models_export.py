@@ -50,8 +50,8 @@ def tokens(model: Transformer, length: int) -> torch.Tensor:
     return torch.randint(model.spec.vocabulary, (3, length), generator=generator)
 
 
-def foreign(path: Path) -> transformers.PreTrainedModel:
-    return transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+def foreign(path: Path, **options: Any) -> transformers.PreTrainedModel:
+    return transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, **options)
 
 
 @pytest.mark.parametrize("arch", MODELS)
@@ -119,6 +119,22 @@ def test_types_are_kept_and_may_be_chosen(tmp_path: Path) -> None:
     assert load(tmp_path, LoadOptions(dtype="auto")).embed.dtype == torch.bfloat16
     assert load(tmp_path).embed.dtype == torch.float32
     assert foreign(tmp_path).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("arch", MODELS)
+def test_a_folder_runs_in_16_bits(arch: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Through qbench and through plain `transformers` alike, and near the model in float32."""
+    model = small(arch)
+    export(model, tmp_path)
+    x = tokens(model, 9)
+    with torch.no_grad():
+        exact = model(x)
+        theirs = foreign(tmp_path, dtype=dtype)(x).logits
+        ours = read(tmp_path).to(dtype)(x)
+    assert theirs.dtype == ours.dtype == dtype
+    for found in (theirs, ours):
+        assert (found.float() - exact).norm() < 0.1 * exact.norm()
 
 
 def test_what_transformers_saves_again_is_the_same_model(tmp_path: Path) -> None:

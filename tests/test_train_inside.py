@@ -1,7 +1,7 @@
 """Quantizers inside a training step, against steps in which the same is done by hand."""
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 
 import pytest
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from qbench.models.catalog import model_spec
 from qbench.models.transformer import Transformer, build
 from qbench.names import UnknownName
+from qbench.quant.quantizer import Quantizer
 from qbench.quant.quantizer import build as quantizer
 from qbench.quant.straight import fake
-from qbench.train.fit import Fitted, final_loss, fit
+from qbench.train.fit import Fitted, final_loss, fit, run
 from qbench.train.inside import Inside
-from qbench.train.spec import TrainingSpec
+from qbench.train.spec import Optimizer, TrainingSpec
 from qbench.train.trainer import Trainer, next_token_loss
 
 
@@ -273,6 +274,35 @@ def test_quantized_states_change_the_next_step_and_not_this_one() -> None:
     # Factors make the new basis at the end of the eleventh update; the twelfth is the first to use it.
     assert plain.curve[:12] == quantized.curve[:12]
     assert plain.curve[12] != quantized.curve[12]
+
+
+@pytest.mark.parametrize(("optimizer", "key"), [("soap", "GG"), ("shampoo", "factors")])
+def test_a_quantized_factor_stays_symmetric(optimizer: Optimizer, key: str) -> None:
+    """A scale for each row alone would make it lopsided, and solvers of symmetric matrices read one half."""
+    quantized = {"state:factors": "int4/token"}
+    trainer = Trainer(small(), TrainingSpec(optimizer=optimizer, steps=12, batch=4, quantized=quantized))
+    run(trainer, islice(batches(), 12))
+    factors = [one for state in trainer.optimizers[0].state.values() for one in state[key] if isinstance(one, Tensor)]
+    assert factors
+    for factor in factors:
+        assert torch.equal(factor, factor.mT)
+
+
+def test_each_place_and_state_has_random_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams: list[int] = []
+    drawn = Quantizer.drawn
+
+    def noted(self: Quantizer, draw: int, place: str = "") -> Quantizer:
+        found = drawn(self, draw, place)
+        streams.append(found.stream)
+        return found
+
+    monkeypatch.setattr(Quantizer, "drawn", noted)
+    kinds = ("activation:interior", "gradient:interior", "weight:weights", "state:all")
+    training = TrainingSpec(steps=2, batch=4, quantized=dict.fromkeys(kinds, "int8/tensor/sr:3"))
+    run(Trainer(small(), training), islice(batches(), 2))
+    matrices = 12
+    assert len(streams) == len(set(streams)) == 2 * (1 + 1 + matrices + 2 * matrices)
 
 
 def test_a_second_moment_never_comes_back_below_zero() -> None:

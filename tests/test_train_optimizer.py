@@ -60,10 +60,9 @@ def test_each_role_has_its_own_rate() -> None:
         ("embed_projection", (8, 8), "matrix"),
         ("embed", (8, 4), "embedding"),
         ("positions", (8, 4), "embedding"),
-        ("patches", (8, 1, 2, 2), "embedding"),
         ("class_token", (8,), "vector"),
         ("logits", (8, 4), "head"),
-        ("blocks.0.attn.temperature", (), "vector"),
+        ("blocks.0.attn.heat.gain", (2,), "vector"),
         ("blocks.0.attn.norm.gain", (4,), "vector"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from types import MappingProxyType
 
 import pytest
 
@@ -28,7 +29,18 @@ def test_a_spec_survives_json() -> None:
     [
         ({"accumulate": 3}, "a batch of 8 windows does not split into 3 equal parts"),
         ({"accumulate": 0}, "does not split into 0"),
-        ({"head_lr": -1.0}, "learning rates must be positive, found -1.0"),
+        ({"head_lr": -1.0}, "learning rates must be positive numbers, found -1.0"),
+        ({"lr": float("nan")}, "learning rates must be positive numbers, found nan"),
+        ({"lr": float("inf")}, "learning rates must be positive numbers, found inf"),
+        ({"embedding_lr": float("nan")}, "learning rates must be positive numbers, found nan"),
+        ({"clip": 0.0}, r"clip must be the largest norm of a gradient, above 0, found 0.0"),
+        ({"clip": -1.0}, "clip must be the largest norm"),
+        ({"clip": float("nan")}, "clip must be the largest norm"),
+        ({"warmup": 20.0}, "warmup must be a share of the steps, from 0 to less than 1, found 20.0"),
+        ({"warmup": -0.1}, "warmup must be a share"),
+        ({"final": -5.0}, "final must be a share of the peak rate, from 0 to 1, found -5.0"),
+        ({"final": 1.5}, "final must be a share"),
+        ({"weight_decay": -5.0}, "weight_decay must be 0 or more, found -5.0"),
         ({"compiled": True, "quantized": {"state:all": "int8/tensor"}}, "leave out `compiled` or `quantized`"),
         ({"quantized": {"boundaries": "int4/tensor"}}, "'boundaries' is not KIND:SCOPE with a kind of activation"),
         ({"quantized": {"activations:all": "int4/tensor"}}, "is not KIND:SCOPE"),
@@ -44,6 +56,18 @@ def test_a_spec_survives_json() -> None:
 def test_mistakes_are_named(settings: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         TrainingSpec(**settings)  # type: ignore[arg-type]
+
+
+def test_the_ends_of_what_is_allowed_are_allowed() -> None:
+    TrainingSpec(clip=float("inf"), warmup=0.0, final=0.0, weight_decay=0.0)
+    TrainingSpec(final=1.0)
+
+
+def test_a_mapping_of_any_kind_is_kept_as_plain_data() -> None:
+    quantized = MappingProxyType({"state:all": "int8/tensor"})
+    spec = TrainingSpec(quantized=quantized)
+    assert spec == TrainingSpec(quantized=dict(quantized))
+    assert spec.stored()["quantized"] == dict(quantized)
 
 
 def test_states_are_addressed_by_what_they_are_for() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qbench.models.catalog import model_spec
+from qbench.models.positions import rotary_table, rotate
 from qbench.models.transformer import Transformer, build
 from qbench.train.fit import final_loss, fit
 from qbench.train.spec import TrainingSpec
@@ -121,6 +122,29 @@ def test_bfloat16_rounds_the_products_and_nothing_that_is_kept() -> None:
     assert loss != rounded == pytest.approx(loss, rel=0.01)
     close(found, exact, 0.05)
     assert {p.dtype for p in trainer.model.parameters()} | {g.dtype for g in found.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("arch", ["residual", "residual-free", "osp", "post-norm", "residual-free-learned"])
+def test_the_stream_of_every_wiring_is_as_wide_under_autocast(arch: str) -> None:
+    """Else a comparison of wirings would compare precisions: a sum is in float32, what replaces the stream is not."""
+    model = build(model_spec(arch, layers=2, width=16, heads=2, context=16, vocabulary=8), seed=0)
+    seen: dict[str, torch.dtype] = {}
+    for name, site in model.sites().items():
+        if name in ("embed", "blocks.0.mid", "blocks.0.out", "blocks.1.out"):
+            site.register_forward_hook(lambda _, __, x, name=name: seen.__setitem__(name, x.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.zeros(1, 4, dtype=torch.long))
+    assert set(seen.values()) == {torch.float32}, seen
+
+
+def test_what_is_turned_by_its_position_need_not_be_complex() -> None:
+    """There are no complex numbers of 16 bits: on a GPU autocast leaves queries in bfloat16."""
+    x = torch.randn(2, 5, 2, 8, generator=torch.Generator().manual_seed(0))
+    table = rotary_table(5, 8)
+    for dtype in (torch.bfloat16, torch.float16):
+        turned = rotate(x.to(dtype), table)
+        assert turned.dtype == dtype
+        torch.testing.assert_close(turned, rotate(x.to(dtype).float(), table).to(dtype), rtol=0, atol=0)
 
 
 def interleaved() -> Iterator[Tensor]:

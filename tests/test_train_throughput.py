@@ -3,6 +3,7 @@
 import importlib
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,25 +14,40 @@ from qbench.models.catalog import model_spec
 from qbench.models.transformer import Transformer, build
 from qbench.train.fit import fit
 from qbench.train.spec import TrainingSpec
-from qbench.train.throughput import Throughput, operations_per_token, stated_peak
+from qbench.train.throughput import Throughput, operations_per_token, positions, stated_peak
 from qbench.train.trainer import loss_of
 
 
-def small(**sizes: int) -> Transformer:
+def small(arch: str = "residual", **sizes: Any) -> Transformer:
     sizes = {"layers": 2, "width": 32, "heads": 2, "context": 16, "vocabulary": 24} | sizes
-    return build(model_spec("residual", **sizes), seed=0)
+    return build(model_spec(arch, **sizes), seed=0)
 
 
 @pytest.mark.parametrize(
-    "sizes", [{}, {"layers": 3}, {"context": 64}, {"width": 48, "mlp_ratio": 2}, {"vocabulary": 100}]
+    ("arch", "sizes"),
+    [
+        ("residual", {}),
+        ("residual", {"layers": 3}),
+        ("residual", {"context": 64}),
+        ("residual", {"width": 48, "mlp_ratio": 2}),
+        ("residual", {"vocabulary": 100}),
+        ("residual-free", {"positions": "learned"}),
+        ("swiglu", {}),
+        ("osp", {}),
+        ("residual", {"task": "vision", "image": 8, "patch": 2}),
+        ("residual", {"task": "vision", "image": 8, "patch": 4, "channels": 3, "pooling": "class"}),
+        ("residual-free", {"task": "vision", "image": 8, "positions": "learned", "vocabulary": 100}),
+    ],
 )
-def test_operations_are_those_that_torch_counts(sizes: dict[str, int]) -> None:
+def test_operations_are_those_that_torch_counts(arch: str, sizes: dict[str, Any]) -> None:
     """Forward and backward of one batch, attention as plain products: of fused ones on a CPU torch counts none."""
-    model = small(**sizes)
-    tokens = torch.randint(24, (4, model.spec.context))
+    model = small(arch, **sizes)
+    spec = model.spec
+    x = torch.randint(24, (4, spec.context))
+    x, y = (x, x) if spec.task == "language" else (torch.rand(4, spec.channels, spec.image, spec.image), x[:, 0])
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        loss_of(model, tokens, tokens).backward()
-    assert counter.get_total_flops() == operations_per_token(model) * tokens.numel()
+        loss_of(model, x, y).backward()
+    assert counter.get_total_flops() == pytest.approx(operations_per_token(model) * positions(model, (x, y)), rel=1e-12)
 
 
 def test_gpt2_small_needs_what_is_published() -> None:

@@ -16,6 +16,7 @@ from qbench.models.transformer import Transformer
 from qbench.results.files import make_folder, write_whole
 
 FORMAT = "qbench.transformer/1"
+NAMED = 4  # weights that a message names
 
 
 class BadCheckpoint(ValueError):
@@ -36,15 +37,22 @@ def save(model: Transformer, path: Path, meta: Mapping[str, str]) -> None:
 
 
 def load(path: Path) -> tuple[Transformer, dict[str, str]]:
-    """The model, on the CPU, bit for bit as it was saved, and its `meta`. Raises BadCheckpoint."""
+    """The model, on the CPU, bit for bit as it was saved, and its `meta`.
+
+    Raises BadCheckpoint where the file is wrong; where memory or the disk is, what they raise.
+    """
     meta = _metadata(path)
     if meta.pop("format", None) != FORMAT:
         raise BadCheckpoint(f"{path.name}: not a checkpoint of the kind {FORMAT}")
     try:
-        model = Transformer(ModelSpec(**json.loads(meta.pop("spec"))))
-        model.load_state_dict(load_file(path))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BadCheckpoint(f"{path.name}: spec and weights do not belong together: {error}") from error
+        spec = ModelSpec(**json.loads(meta.pop("spec")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadCheckpoint(f"{path.name}: no spec of a model: {error}") from error
+    model, weights = Transformer(spec), _weights(path)
+    wanted, found = ({name: x.shape for name, x in those.items()} for those in (model.state_dict(), weights))
+    if wrong := sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name)):
+        raise BadCheckpoint(f"{path.name}: spec and weights do not belong together: {', '.join(wrong[:NAMED])}")
+    model.load_state_dict(weights)
     return model, meta
 
 
@@ -57,6 +65,13 @@ def digest(source: Path | Mapping[str, Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise BadCheckpoint(f"{path.name}: {error}") from error
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -29,8 +29,9 @@ Values = dict[str, Tensor]
 def initialize(weights: Weights, spec: ModelSpec, seed: int) -> None:
     """Fill `weights` (as in `Transformer.weights`, and the class token) in place, following `spec.init`.
 
-    Embedding and head come first: models that share a seed share them, whatever their wiring. What only some models
-    have comes last, so that it changes nothing for the others.
+    Embedding and head come first: models that share a seed share them, whatever their wiring. Tables and projections
+    at the ends that only some models have come last. Inside of blocks a matrix more, such as a gate, makes all that is
+    drawn after it another draw.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -106,7 +107,7 @@ def cutting_the_skip(block: Weights, spec: ModelSpec, generator: Generator) -> V
 
 
 def cutting_the_skip_target(block: Weights, spec: ModelSpec, generator: Generator) -> Values:
-    """The same with the beta that makes attention look at itself 1 - c / L at first, at any width."""
+    """The same with the beta that makes attention, before any temperature, look at itself 1 - c / L at any width."""
     return cutting_the_skip(block, replace(spec, qk_diagonal=diagonal(spec)), generator)
 
 
@@ -139,9 +140,8 @@ def mimetic(block: Weights, spec: ModelSpec, generator: Generator) -> Values:
     eye = torch.eye(spec.width, dtype=torch.float64)
     target = spec.vo_noise * gaussian(eye.shape, generator) / sqrt(spec.width) - spec.vo_diagonal * eye
     u, s, vt = torch.linalg.svd(target)
-    inner = spec.heads * spec.size
-    root = s[:inner].sqrt()
-    found = {"attn.q": q, "attn.k": k, "attn.v": (u[:, :inner] * root).T, "attn.out": vt[:inner].T * root}
+    root = s.sqrt()
+    found = {"attn.q": q, "attn.k": k, "attn.v": (u * root).T, "attn.out": vt.T * root}
     rest = {name: w for name, w in block.items() if name not in found}
     return found | gpt2(rest, spec, generator)
 

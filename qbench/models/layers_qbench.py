@@ -42,10 +42,11 @@ class Norm(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.kind == "none":
             return x_BTD
+        wide_BTD = wide(x_BTD)
         if self.kind == "layernorm":
-            x_BTD = x_BTD - x_BTD.mean(-1, keepdim=True)
-        x_BTD = x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + 1e-6)
-        return x_BTD if self.gain is None else x_BTD * self.gain
+            wide_BTD = wide_BTD - wide_BTD.mean(-1, keepdim=True)
+        wide_BTD = wide_BTD * torch.rsqrt(wide_BTD.square().mean(-1, keepdim=True) + 1e-6)
+        return (wide_BTD if self.gain is None else wide_BTD * self.gain).type_as(x_BTD)
 
 
 class Gain(nn.Module):
@@ -200,5 +201,11 @@ class Block(nn.Module):
 
 def rotate(x_BTHD: Tensor, table_TK2: Tensor) -> Tensor:
     """Turn each pair (2k, 2k + 1) of a head's coordinates by the angle of its position."""
-    x_BTHK = torch.view_as_complex(x_BTHD.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(x_BTHK * torch.view_as_complex(table_TK2).unsqueeze(1)).flatten(-2)
+    x_BTHK = torch.view_as_complex(wide(x_BTHD).unflatten(-1, (-1, 2)))
+    turn_T1K = torch.view_as_complex(wide(table_TK2)).unsqueeze(1)
+    return torch.view_as_real(x_BTHK * turn_T1K).flatten(-2).type_as(x_BTHD)
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32 where it has fewer bits: there are no complex numbers of 16 bits, and norms would be coarse."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,5 +1,7 @@
 """Norms: what sets the scale of each token.
 
+Tensors of 16 bits are normalized in float32 and rounded once, so that no wiring has coarser norms than another.
+
 Shape suffixes: B windows, T tokens, D width.
 """
 
@@ -25,16 +27,14 @@ class RMSNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(gains))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        # Spelled out: F.rms_norm is 30 % slower forward and backward on CPU, and as exact.
-        inverse_rms_BT1 = torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + EPSILON)
-        return x_BTD * inverse_rms_BT1 * self.gain
+        return (_scaled(wide(x_BTD)) * self.gain).type_as(x_BTD)
 
 
 class RMSNormNoGain(nn.Module):
     """RMSNorm whose gain is 1 and stays 1."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + EPSILON)
+        return _scaled(wide(x_BTD)).type_as(x_BTD)
 
 
 class LayerNorm(nn.Module):
@@ -45,8 +45,18 @@ class LayerNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(gains))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD - x_BTD.mean(-1, keepdim=True)
-        return x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + EPSILON) * self.gain
+        wide_BTD = wide(x_BTD)
+        return (_scaled(wide_BTD - wide_BTD.mean(-1, keepdim=True)) * self.gain).type_as(x_BTD)
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32 where it has fewer bits."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _scaled(x_BTD: Tensor) -> Tensor:
+    # Spelled out: F.rms_norm is 30 % slower forward and backward on CPU, and as exact.
+    return x_BTD * torch.rsqrt(x_BTD.square().mean(-1, keepdim=True) + EPSILON)
 
 
 # Each row makes the norm of vectors of a width.

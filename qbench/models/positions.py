@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qbench.models.norms import wide
 from qbench.models.spec import ModelSpec, Positions
 
 ROTARY_BASE = 10_000.0
@@ -26,11 +27,12 @@ def rotary_table(context: int, head: int) -> Tensor:
 def rotate(x_BTHD: Tensor, table_TK2: Tensor) -> Tensor:
     """Turn each pair (2k, 2k + 1) of a head's coordinates by the angle of its position; heads are [B, T, H, 2K].
 
-    The pairs are read as complex numbers: one multiplication forward, one backward, instead of seven.
+    The pairs are read as complex numbers: one multiplication forward, one backward, instead of seven. There are none
+    of 16 bits: what has fewer bits than float32 is turned there and rounded once.
     """
-    x_BTHK = torch.view_as_complex(x_BTHD.unflatten(-1, (-1, 2)))
-    turn_T1K = torch.view_as_complex(table_TK2).unsqueeze(1)
-    return torch.view_as_real(x_BTHK * turn_T1K).flatten(-2)
+    x_BTHK = torch.view_as_complex(wide(x_BTHD).unflatten(-1, (-1, 2)))
+    turn_T1K = torch.view_as_complex(wide(table_TK2)).unsqueeze(1)
+    return torch.view_as_real(x_BTHK * turn_T1K).flatten(-2).type_as(x_BTHD)
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from typing import Any, Literal
 
 Wiring = Literal["residual", "residual-free", "post-norm", "attention-residual", "mlp-residual", "parallel"]
@@ -20,7 +21,21 @@ Task = Literal["language", "vision"]
 Pooling = Literal["mean", "class"]
 
 _SIZES = ("layers", "width", "heads", "context", "vocabulary", "mlp_ratio", "image", "patch", "channels")
-SMALLEST: Mapping[str, int] = {**dict.fromkeys(_SIZES, 1), "head_size": 0, "kv_heads": 0, "mlp_hidden": 0}
+_OR_USUAL = ("head_size", "kv_heads", "mlp_hidden", "clip", "position_deviation")
+SMALLEST: Mapping[str, int] = {**dict.fromkeys((*_SIZES, "power"), 1), **dict.fromkeys(_OR_USUAL, 0)}
+DIAGONAL: tuple[Init, ...] = ("orthogonal", "cutting-the-skip", "cutting-the-skip-target", "mimetic")
+WEIGHTED: tuple[Attention, ...] = ("softmax", "gated", "clipped")  # attention whose weights are a softmax's
+# What an option does nothing without: the field, and the values of it that read the option.
+NEEDS: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+    **dict.fromkeys(("image", "patch", "channels", "pooling"), ("task", ("vision",))),
+    **dict.fromkeys(("gain_start", "gain_by_depth"), ("gain", ("fixed", "learned"))),
+    **dict.fromkeys(("qk_noise", "qk_diagonal"), ("init", DIAGONAL)),
+    **dict.fromkeys(("vo_noise", "vo_diagonal"), ("init", ("mimetic",))),
+    "vo_gain": ("init", ("cutting-the-skip", "cutting-the-skip-target")),
+    "clip": ("attention", ("clipped",)),
+    "power": ("attention", ("polynomial",)),
+    "mlp_ratio": ("mlp_hidden", (0,)),
+}
 # Written down always; what was added later only where it is not the default, so that names made from a spec stay.
 FIRST = (
     *("layers", "width", "heads", "context", "vocabulary", "wiring", "norm", "mlp", "mlp_ratio", "positions", "init"),
@@ -88,8 +103,11 @@ class ModelSpec:
         for name, least in SMALLEST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not isfinite(value):
+                raise ValueError(f"{name} must be a finite number, found {value}")
         mistakes = self._head_mistake(), self._init_mistake(), self._wiring_mistake(), self._task_mistake()
-        for found in mistakes:
+        for found in (*mistakes, self._target_mistake()):
             if found:
                 raise ValueError(found)
 
@@ -143,14 +161,32 @@ class ModelSpec:
         defaults = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if name in FIRST or value != defaults[name]}
 
+    def idle(self, name: str) -> str:
+        """Why the option `name` does nothing here, or "".
+
+        >>> ModelSpec().idle("clip"), ModelSpec(attention="clipped").idle("clip")
+        ('clip does nothing with attention softmax, only with clipped', '')
+        """
+        if name == "temperature_strength" and not (self.aims or self.temperature == "linear"):
+            return f"{name} does nothing with temperature {self.temperature}, only with linear and with targets"
+        if name == "position_deviation" and self.positions == "rope" and self.pooling != "class":
+            return f"{name} does nothing with positions rope, only with learned and sinusoidal ones"
+        field, values = NEEDS.get(name, ("", ()))
+        if not field or getattr(self, field) in values:
+            return ""
+        return f"{name} does nothing with {field} {getattr(self, field)}, only with {', '.join(map(str, values))}"
+
+    @property
+    def aims(self) -> bool:
+        """Whether attention to itself is brought to a target before training."""
+        return "target" in (self.temperature, self.init.rpartition("-")[2])
+
     def _head_mistake(self) -> str:
         if not self.head_size and self.width % self.heads:
-            return f"width {self.width} over {self.heads} heads must give an even head size; or set head_size"
+            return f"width {self.width} is not a multiple of {self.heads} heads; set head_size"
         if self.positions == "rope" and self.size % 2:
-            return (
-                f"width {self.width} over {self.heads} heads must give an even head size (RoPE turns pairs), "
-                f"found {self.size}"
-            )
+            whence = "" if self.head_size else f", which is width {self.width} over {self.heads} heads"
+            return f"RoPE turns pairs: the size of a head must be even, found {self.size}{whence}"
         if self.heads % self.groups:
             return f"kv_heads must divide heads: found {self.groups} and {self.heads}"
         return ""
@@ -161,6 +197,10 @@ class ModelSpec:
             return f"init {self.init} needs heads that are together as wide as the stream, each with keys of its own"
         if self.init not in ("gpt2", "fan-in", "suo") and self.size > self.width:
             return f"head_size {self.size} is more than the width {self.width}: init {self.init} cuts heads from it"
+        if self.init == "shaped" and self.attention == "polynomial":
+            return "init shaped starts with queries of 0, and a power of 0 has no gradient: nothing would ever learn"
+        if self.init == "shaped" and self.qk_norm != "none":
+            return "init shaped starts with queries of 0, which qk_norm cannot normalize; leave one of them out"
         return ""
 
     def _wiring_mistake(self) -> str:
@@ -168,12 +208,25 @@ class ModelSpec:
             return "wiring post-norm has nothing to do without a norm; set norm"
         if self.wiring == "residual-free" and self.gain != "none":
             return "gain scales a branch that is added to a stream; wiring residual-free adds none"
-        aims = "target" in (self.temperature, self.init.rpartition("-")[2])
-        if aims and not 0 < self.temperature_strength < self.layers:
+        if self.temperature == "linear" and self.temperature_strength <= -1:
+            found = self.temperature_strength
+            return f"temperature_strength must be above -1, else the last layer has none, found {found}"
+        return ""
+
+    def _target_mistake(self) -> str:
+        if not self.aims:
+            return ""
+        if not 0 < self.temperature_strength < self.layers:
             return (
                 "a target is attention to itself of 1 - temperature_strength / layers: the strength must be between "
                 f"0 and {self.layers}, found {self.temperature_strength}"
             )
+        if self.attention not in WEIGHTED:
+            return f"a target is a weight of a softmax, and attention {self.attention} has none"
+        if self.temperature == "target" and self.init not in DIAGONAL:
+            return f"temperature target needs an init that looks at itself: {', '.join(DIAGONAL)}; found {self.init}"
+        if self.temperature == "linear":
+            return f"temperature_strength cannot be that of temperature linear and of init {self.init} at once"
         return ""
 
     def _task_mistake(self) -> str:

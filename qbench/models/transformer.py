@@ -98,7 +98,10 @@ class Transformer(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.ndim == 2}
 
     def _embedded(self, x: Tensor) -> Tensor:
-        """What the first block reads: everything that is added to, multiplied with or divides the embedding."""
+        """What the first block reads: everything that is added to, multiplied with or divides the embedding.
+
+        It has the type of the weights, also under autocast, and so has the stream from here on, in every wiring.
+        """
         x_BTD = self.ends.read(x, self.embed, self.spec)
         if self.class_token is not None:
             x_BTD = torch.cat([self.class_token.expand(len(x_BTD), 1, -1), x_BTD], 1)
@@ -106,13 +109,14 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + self.positions[: x_BTD.shape[1]]
         if self.embed_projection is not None:
             x_BTD = F.linear(x_BTD, self.embed_projection)
+        x_BTD = x_BTD.type_as(self.embed)
         return x_BTD if self.embed_norm is None else self.embed_norm(x_BTD)
 
 
 def build(spec: ModelSpec, seed: int) -> Transformer:
     """A fresh float32 model on the CPU; equal arguments give equal weights, and no global generator is touched.
 
-    Raises ValueError where `temperature: target` cannot be reached from the initialization.
+    Raises ValueError where a target of `temperature` or `init` cannot be reached with heads of this size.
     """
     model = Transformer(spec)
     token = {} if model.class_token is None else {"class_token": model.class_token}
@@ -123,7 +127,7 @@ def build(spec: ModelSpec, seed: int) -> Transformer:
 
 
 def _joined(joint: Joint, part: Attention | MLP, stream_BTD: Tensor, update_BTD: Tensor) -> Tensor:
-    x_BTD = joint.join(stream_BTD, update_BTD)
+    x_BTD = joint.join(stream_BTD, update_BTD).type_as(stream_BTD)
     return part.norm(part.site["sum"](x_BTD)) if joint.after else x_BTD
 
 

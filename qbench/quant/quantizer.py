@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -160,9 +161,9 @@ class Quantizer:
         """Stored bits over values, for a tensor of this shape."""
         return bits_per_value(self.spec, shape, self.channel_axis, calibrated=self.calibration is not None)
 
-    def drawn(self, stream: int) -> "Quantizer":
-        """The same with another draw of stochastic rounding, for each step of a training run."""
-        return replace(self, stream=stream)
+    def drawn(self, draw: int, place: str = "") -> "Quantizer":
+        """The same with other random numbers for stochastic rounding: of their own for each draw and each place."""
+        return replace(self, stream=crc32(f"{draw} {place}".encode()))
 
     @property
     def _stores_scales(self) -> bool:

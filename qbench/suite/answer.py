@@ -22,7 +22,7 @@ from qbench.train.trainer import Batch, pair
 CHANNEL_AXIS = {"weight": 0}  # a channel of a matrix [out, in] is an output; of an activation, the last axis
 
 # What data, memory and numbers can do wrong. Anything else is a fault of the program: it ends the worker, with its log.
-FAULTS = (RuntimeError, ValueError, ArithmeticError, LookupError, OSError)
+FAULTS = (RuntimeError, ValueError, ArithmeticError, LookupError, OSError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,11 +33,14 @@ class Entry:
         return folder() / "models" / self.key
 
     def model(self, step: int | None = None) -> Transformer | None:
-        """The trained model (or its state after `step`), or None where it is not cached or cannot be read."""
+        """The trained model (or its state after `step`), or None where it is not cached, or what is there is damaged.
+
+        Raises OSError or MemoryError where it cannot be read now: that says nothing about the file.
+        """
         file = self._weights(step)
         try:
             return load(file)[0] if file.exists() else None
-        except (OSError, BadCheckpoint):
+        except BadCheckpoint:
             file.unlink(missing_ok=True)  # half-written by a full disk or another version: train again
             return None
 

@@ -11,6 +11,7 @@ from qbench.suite.value import PRETRAINED, STACK, Treatment
 from qbench.train.spec import TrainingSpec
 
 TRAIN_REVISION = 1  # raised by hand when training gives other weights
+INSIDE_REVISION = 2  # of trainings whose factors are quantized, or that round up and down at random
 MEASURE_REVISION = 2  # raised by hand when a measurement gives other numbers; quantizers have revisions of their own
 DIGITS = 16  # hexadecimal, of an id
 
@@ -207,8 +208,8 @@ class Cell:
 
     @property
     def log_key(self) -> str:
-        """What the record of a training is kept under, beside its weights."""
-        return digest.of({name: (self.training or {}).get(name, []) for name in WATCHED})[:DIGITS]
+        """What the record of a training is kept under, beside its weights: equal where the same steps are watched."""
+        return digest.of(_watched(self.training or {}))[:DIGITS]
 
     def model_spec(self) -> ModelSpec:
         """The model as a value; ValueError where it is not one that we build."""
@@ -243,6 +244,15 @@ class Cell:
 
 def unwatched(training: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if training is None else {n: v for n, v in training.items() if n not in WATCHED}
+
+
+def _watched(training: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The steps that are watched, each once and in order. The kurtosis of the last one is looked at wherever that of
+    any is, so it stands there only where it is the only one.
+    """
+    steps = {name: sorted(set(training.get(name, ()))) for name in WATCHED}
+    shape = steps["shape_steps"]
+    return steps | {"shape_steps": [step for step in shape if step != training.get("steps")] or shape}
 
 
 def _at(sites: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from qbench.data.catalog import stored_name
 from qbench.quant.catalog import quantizer_spec
 from qbench.stats.looks import added
 from qbench.suite.cells import (
+    INSIDE_REVISION,
     MEASURE_REVISION,
     TRAIN_REVISION,
     WATCHING,
@@ -24,6 +25,7 @@ from qbench.suite.value import CALIBRATION, STACK, Arm, Pretrained, Suite, Tenso
 from qbench.train.spec import FROM_LIBRARIES, TrainingSpec
 
 ROWS, WIDTH = 2048, 96  # of the calibration tensors
+_WITH_FACTORS = {"state:factors", "state:bases", "state:all"}
 CONTEXT = 512  # tokens of a window, where neither the suite nor the model says less
 
 
@@ -41,7 +43,8 @@ def expand(suite: Suite, environment: Environment) -> list[Cell]:
         asked = list(_measurements(suite) if found is None else _of_pretrained(suite, found, environment))
         for seed in arm.seeds:
             cells += [_cell(suite, environment, (arm, seed), measurement) for measurement in asked]
-    return [*cells, *_stacks(suite, environment)]
+    # Entries may overlap: what two of them ask for is one cell.
+    return list({cell.id: cell for cell in (*cells, *_stacks(suite, environment))}.values())
 
 
 def groups(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
@@ -287,8 +290,11 @@ def _trained_with(training: TrainingSpec, environment: Environment) -> dict[str,
     """What decides about trained weights beside the spec and our own code; nothing for most trainings."""
     library = FROM_LIBRARIES.get(training.optimizer, "")
     found: dict[str, Any] = {library: environment.libraries.get(library, "")} if library else {}
-    names = (training.quantized or {}).values()
-    found |= {"quantizers": sorted({quantizer_spec(name).revision for name in names})} if names else {}
+    inside = training.quantized or {}
+    specs = [quantizer_spec(name) for name in inside.values()]
+    found |= {"quantizers": sorted({spec.revision for spec in specs})} if inside else {}
+    if _WITH_FACTORS & inside.keys() or any(spec.rounding.startswith("sr:") for spec in specs):
+        found["inside"] = INSIDE_REVISION
     return {"trained_with": found} if found else {}
 
 

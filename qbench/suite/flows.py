@@ -44,15 +44,19 @@ def asked(form: SuiteForm, sites: Sites, arms: Sequence[Arm]) -> Flows:
 
 
 def _noise(entries: Sequence[NoiseEntry], sites: Sites) -> tuple[Noise, ...]:
-    """The noise entries of a file; a scope or pattern that selects nothing is a mistake."""
+    """The noise entries of a file; a scope or pattern that selects nothing, or an entry again, is a mistake."""
+    made: list[Noise] = []
     for i, entry in enumerate(entries):
         for key in ("scopes", "sites"):
             for j, pattern in enumerate(getattr(entry, key)):
                 sites.select(pattern, "activation", ("noise", i, key, j))
-    return tuple(
-        Noise(scopes=one.scopes, sites=one.sites, snr_db=one.snr_db, pairs=one.pairs, windows=one.windows)
-        for one in entries
-    )
+        one = Noise(
+            scopes=entry.scopes, sites=entry.sites, snr_db=entry.snr_db, pairs=entry.pairs, windows=entry.windows
+        )
+        if one in made:
+            sites.findings.add(("noise", i), "measured a second time")
+        made.append(one)
+    return tuple(made)
 
 
 def _flow(entries: Sequence[FlowEntry], sites: Sites) -> tuple[Flow, ...]:

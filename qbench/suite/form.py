@@ -246,7 +246,7 @@ class EffectEntry(Form):
 
     claim: Text
     each: dict[Word, Words] = {}
-    between: Annotated[tuple[Name, ...], Field(min_length=2, max_length=2), AfterValidator(distinct)]
+    between: Annotated[tuple[Name, ...], Field(min_length=2, max_length=2)]
     measure: MeasureForm
     against: MeasureForm | None = None
     compare: Literal["ratio", "difference"]

@@ -108,10 +108,25 @@ class _Entry:
         self._check_arch(fixed, axes)
         self._check_axes(fixed, axes)
         if self.findings.noted == before:
-            for name, setting in self._settings(fixed, axes):
-                if self.findings.enough:
-                    break
-                yield from self._arm(name, setting)
+            yield from self._made_of(fixed, axes)
+
+    def _made_of(self, fixed: Setting, axes: Mapping[str, Axes]) -> Iterator[Arm]:
+        """What an entry sets of the model must do something in one of its arms at least."""
+        idle: dict[str, set[str]] = {}
+        for name, setting in self._settings(fixed, axes):
+            if self.findings.enough:
+                return
+            for arm in self._arm(name, setting):
+                if isinstance(arm.model, ModelSpec):
+                    for key in setting:
+                        idle.setdefault(key, set()).add(arm.model.idle(_last(key)))
+                yield arm
+        places = {f"spec.{key}": ("spec", key) for key in settings(self.entry.spec)}
+        places |= {key: (part, key) for part, axis in axes.items() for key in axis if key.startswith("spec.")}
+        for key, (part, inner) in places.items():
+            said = idle.get(key, {""})
+            if "" not in said:
+                self.add(part, min(said), inner, key=True)
 
     def _axes(self, part: str, grid: Mapping[str, Any]) -> Axes:
         """The values of each key, checked one by one against the form of what they set."""
@@ -175,6 +190,8 @@ class _Entry:
 
     def _check_exclude(self, grid: tuple[str, ...]) -> None:
         for i, left_out in enumerate(self.entry.exclude):
+            if not left_out:
+                self.add("exclude", "names no values, and so would leave out every arm", i)
             for key in left_out:
                 if key not in grid:
                     self.add(
@@ -183,15 +200,18 @@ class _Entry:
 
     def _settings(self, fixed: Setting, axes: Mapping[str, Axes]) -> Iterator[tuple[str, Setting]]:
         """Each arm's name and all of its own settings; the first is the base of an ablation."""
-        used = set[int]()
+        used, kept = set[int](), 0
         for setting in _combinations(axes["product"], axes["zip"]):
             excluding = [i for i, left_out in enumerate(self.entry.exclude) if _holds(left_out, setting)]
             used.update(excluding)
             if not excluding:
+                kept += 1
                 yield self._named({**fixed, **setting}), {**fixed, **setting}
         for i in range(len(self.entry.exclude)):
             if i not in used:
                 self.add("exclude", "fits no arm of this grid", i)
+        if not kept:
+            self.findings.add((*self.path, "exclude"), "leaves no arm of this grid")
         for key, values in axes["ablate"].items():
             for value in values:
                 name = f"{self._named(fixed)} ({_last(key)} {_spelled(value)})"

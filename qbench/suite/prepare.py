@@ -1,6 +1,7 @@
 """A trained model, once per model and seed: from the cache, or trained and kept there."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from qbench.data.text import BadData
 from qbench.metrics.shape import shape
 from qbench.models.checkpoint import digest
 from qbench.models.transformer import Transformer, build
+from qbench.quant.blocks import NonFinite
 from qbench.results.files import make_folder
 from qbench.suite import material
 from qbench.suite.cache import Entry
@@ -156,5 +158,6 @@ class _Watcher:
             seen[site] = {name: value for name, value in shape(x).items() if name.startswith("excess_kurtosis")}
 
         device = next(model.parameters()).device
-        read.activations(model, self._places, [self._reads.watched().to(device)], visit)
+        with suppress(NonFinite):  # a model that has just broken has no shape; its training says that it diverged
+            read.activations(model, self._places, [self._reads.watched().to(device)], visit)
         return seen

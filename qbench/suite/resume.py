@@ -25,13 +25,16 @@ class Resumable:
     _next: float = field(init=False, default=0.0)
 
     def resume(self, trainer: Trainer) -> History:
-        """Bring trainer and rows to where the file left them; a file that is damaged, or of another kind, is gone."""
+        """Bring trainer and rows to where the file left them; a file that is damaged, or of another kind, is gone.
+
+        Raises OSError where it cannot be read now: that says nothing about the file.
+        """
         self._next = monotonic() + SECONDS
-        if not self.path.exists():
-            return History()
         try:
             history = snapshot.load(trainer, self.path)
-        except (BadSnapshot, OSError):
+        except FileNotFoundError:
+            return History()
+        except BadSnapshot:
             self.drop()
             return History()
         self.rows[:] = history.notes

@@ -29,7 +29,8 @@ class Fitted:
 
     `curve` holds the training loss of each step in nats per token, before its update. A training that
     diverged stopped before the update that would have broken the model: `curve` ends there.
-    `seconds` is process time, observers excluded. `throughput` leaves out the first step, which sets things up.
+    `seconds` is process time, observers excluded. `throughput` leaves out the first step of a process, which sets
+    things up.
     `engagement` is the proof that quantizers inside the training ran.
     """
 
@@ -73,8 +74,9 @@ def run(
     past = snapshots.resume(trainer) if snapshots else History()
     if not trainer.steps:
         watch(0, trainer.model, None)
-    for batch in islice(batches, trainer.steps, training.steps):
-        if not _advance(trainer, batch, past):
+    first = trainer.steps
+    for batch in islice(batches, first, training.steps):
+        if not _advance(trainer, batch, past, timed=trainer.steps > first):
             break
         watch(trainer.steps, trainer.model, past.curve[-1])
         if snapshots:
@@ -93,14 +95,17 @@ def run(
     )
 
 
-def _advance(trainer: Trainer, batch: Batch, past: History) -> bool:
-    """Make one step and note it in `past`; whether the training goes on."""
+def _advance(trainer: Trainer, batch: Batch, past: History, timed: bool) -> bool:
+    """Make one step and note it in `past`; whether the training goes on.
+
+    The first step of a process is not `timed`: it sets up buffers, and may compile.
+    """
     began, began_wall = process_time(), perf_counter()
     loss, norm = trainer.step(batch, learning_rate_factor(trainer.steps, trainer.training))
     past.seconds += process_time() - began
     if not (isfinite(loss) and isfinite(norm)):
         return False
-    if past.curve:  # the first step sets up buffers, and may compile
+    if timed:
         past.wall += perf_counter() - began_wall
         past.tokens += positions(trainer.model, batch)
     past.curve.append(loss)

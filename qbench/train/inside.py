@@ -59,16 +59,14 @@ class Inside:
     @contextmanager
     def _open(self, draw: int) -> Generator[None, None, None]:
         with ExitStack() as undo:
-            for index, (name, place) in enumerate(self._places.items()):
-                stream = draw * len(self._places) + index
-                hook = _Hook(
-                    name, _drawn(self._forward.get(name), stream), _drawn(self._backward.get(name), stream), self
-                )
-                undo.enter_context(_attached(place, hook))
+            for name, place in self._places.items():
+                forward = _drawn(self._forward.get(name), draw, f"activation:{name}")
+                backward = _drawn(self._backward.get(name), draw, f"gradient:{name}")
+                undo.enter_context(_attached(place, _Hook(name, forward, backward, self)))
             yield
 
     def _copy(self, name: str, weight: "_Weight", draw: int) -> Tensor:
-        quantizer = _drawn(weight.quantizer, draw)
+        quantizer = _drawn(weight.quantizer, draw, f"weight:{name}")
         with at(f"weight:{name}"):
             copy = fake(weight.parameter, quantizer, trust=True)
         self.engagement.note(f"weight:{name}", weight.quantizer, weight.parameter, copy)
@@ -127,9 +125,9 @@ def _attached(place: Place, hook: _Hook) -> Generator[None, None, None]:
         handle.remove()
 
 
-def _drawn(quantizer: Quantizer | None, stream: int) -> Quantizer | None:
+def _drawn(quantizer: Quantizer | None, draw: int, place: str) -> Quantizer | None:
     stochastic = quantizer is not None and quantizer.spec.rounding.startswith("sr:")
-    return quantizer.drawn(stream) if quantizer is not None and stochastic else quantizer
+    return quantizer.drawn(draw, place) if quantizer is not None and stochastic else quantizer
 
 
 def _select(model: nn.Module, kind: str, pattern: str) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ OPTIMIZERS: Mapping[str, Builder] = {
 }
 
 HEADS = ("logits",)
-TABLES = ("embed", "positions", "patches", "class_token")  # rows that are looked up, or made from pixels
+TABLES = ("embed", "positions")  # rows that are looked up, or made from pixels
 
 
 def role(name: str, parameter: nn.Parameter) -> Role:
@@ -81,7 +81,7 @@ def role(name: str, parameter: nn.Parameter) -> Role:
         return "vector"
     if name in HEADS:
         return "head"
-    return "embedding" if name in TABLES or parameter.ndim > 2 else "matrix"
+    return "embedding" if name in TABLES else "matrix"
 
 
 def build(model: nn.Module, training: TrainingSpec) -> list[torch.optim.Optimizer]:

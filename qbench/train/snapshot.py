@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from qbench.capture.write import Seen
 from qbench.results.files import make_folder, write_whole
 from qbench.train.trainer import Trainer
 
-FORMAT = "qbench.training/1"
+FORMAT = "qbench.training/2"
 
 
 class BadSnapshot(ValueError):
@@ -48,27 +49,32 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Snapshots:
-    """A training writes `path` after every `every` steps, and begins there where the file is its own."""
+    """A training writes `path` after every `every` steps, and begins there where the file is its own.
+
+    `of` is what it is beyond its specs, such as its seed and its data: a file with another is of another training.
+    """
 
     path: Path
     every: int = 100
+    of: str = ""
 
     def resume(self, trainer: Trainer) -> History:
         """Bring `trainer` to where the file left it; a training of which there is no file yet begins."""
-        return load(trainer, self.path) if self.path.exists() else History()
+        return load(trainer, self.path, self.of) if self.path.exists() else History()
 
     def keep(self, trainer: Trainer, history: History) -> None:
         if trainer.steps % self.every == 0:
-            save(trainer, history, self.path)
+            save(trainer, history, self.path, self.of)
 
 
-def save(trainer: Trainer, history: History, path: Path) -> None:
+def save(trainer: Trainer, history: History, path: Path, of: str = "") -> None:
     """Write the training to `path`; readers see the old file or the new one, never a part. Raises CannotWrite."""
     tensors: dict[str, Tensor] = {}
     states = [one.state_dict() for one in trainer.optimizers]
     body = {
-        "of": _identity(trainer),
+        "of": _identity(trainer, of),
         "steps": trainer.steps,
+        "engagement": {place: asdict(seen) for place, seen in trainer.inside.engagement.places.items()},
         "history": asdict(history),
         "model": _packed(dict(trainer.model.state_dict()), "model", tensors),
         "optimizers": _packed(states, "optimizers", tensors),
@@ -78,20 +84,21 @@ def save(trainer: Trainer, history: History, path: Path) -> None:
     write_whole(path, to_bytes(stored, {"format": FORMAT, "body": json.dumps(body)}))
 
 
-def load(trainer: Trainer, path: Path) -> History:
+def load(trainer: Trainer, path: Path, of: str = "") -> History:
     """Bring `trainer`, fresh from the same model and training specs, to where `path` left it. Raises BadSnapshot."""
     body, tensors = _read(path)
-    if body["of"] != _identity(trainer):
-        raise BadSnapshot(f"{path.name} is of another training: delete it, or train with the same specs")
+    if body["of"] != _identity(trainer, of):
+        raise BadSnapshot(f"{path.name} is of another training: delete it, or train with the same specs, seed and data")
     trainer.model.load_state_dict(_unpacked(body["model"], tensors))
     for one, state in zip(trainer.optimizers, _unpacked(body["optimizers"], tensors), strict=True):
         one.load_state_dict(state)
     trainer.steps = body["steps"]
+    trainer.inside.engagement.places |= {place: Seen(**seen) for place, seen in body["engagement"].items()}
     return History(**body["history"])
 
 
-def _identity(trainer: Trainer) -> dict[str, Any]:
-    stored = {"model": asdict(trainer.model.spec), "training": asdict(trainer.training)}
+def _identity(trainer: Trainer, of: str) -> dict[str, Any]:
+    stored = {"model": asdict(trainer.model.spec), "training": asdict(trainer.training), "of": of}
     return json.loads(json.dumps(stored))  # tuples become lists, as in the file
 
 

@@ -1,7 +1,8 @@
 """How a model is trained, as a value. No torch here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -32,6 +33,15 @@ FROM_LIBRARIES: Mapping[Optimizer, str] = MappingProxyType({"soap": "pytorch_opt
 FIRST = (
     *("optimizer", "lr", "aux_lr", "steps", "batch", "warmup", "final", "weight_decay", "clip"),
     *("shape_steps", "checkpoints"),
+)
+# What numbers must be, and how that is said; a number that is not a number is none of it.
+LIMITS: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
+    {
+        "warmup": (lambda share: 0 <= share < 1, "a share of the steps, from 0 to less than 1"),
+        "final": (lambda share: 0 <= share <= 1, "a share of the peak rate, from 0 to 1"),
+        "weight_decay": (lambda decay: 0 <= decay < inf, "0 or more"),
+        "clip": (lambda norm: norm > 0, "the largest norm of a gradient, above 0"),
+    }
 )
 KINDS = ("activation", "gradient", "weight", "state")
 EVERY_STATE = "all"
@@ -73,11 +83,12 @@ class TrainingSpec:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"steps and batch must be at least 1, found {self.steps} and {self.batch}")
-        if self.lr <= 0 or self.aux_lr <= 0:
-            raise ValueError(f"learning rates must be positive, found {self.lr} and {self.aux_lr}")
-        own = [rate for rate in (self.embedding_lr, self.head_lr, self.vector_lr) if rate is not None and rate <= 0]
-        if own:
-            raise ValueError(f"learning rates must be positive, found {own[0]}")
+        rates = [self.lr, self.aux_lr, self.embedding_lr, self.head_lr, self.vector_lr]
+        if wrong := [rate for rate in rates if rate is not None and not 0 < rate < inf]:
+            raise ValueError(f"learning rates must be positive numbers, found {wrong[0]}")
+        for name, (right, what) in LIMITS.items():
+            if not right(getattr(self, name)):
+                raise ValueError(f"{name} must be {what}, found {getattr(self, name)}")
         late = [step for step in (*self.shape_steps, *self.checkpoints) if not 0 <= step <= self.steps]
         if late:
             raise ValueError(f"step {late[0]} is not between 0 and {self.steps}")
@@ -85,8 +96,7 @@ class TrainingSpec:
             raise ValueError(f"a batch of {self.batch} windows does not split into {self.accumulate} equal parts")
         if self.compiled and self.quantized:
             raise ValueError("quantizers inside a training are not compiled: leave out `compiled` or `quantized`")
-        for key, name in (self.quantized or {}).items():
-            self._check(key, name)
+        self._check_quantized()
 
     def rate(self, role: Role) -> float:
         """Peak learning rate of the parameters with this role."""
@@ -113,6 +123,13 @@ class TrainingSpec:
         """
         defaults = {field.name: field.default for field in fields(self)}
         return {name: value for name, value in asdict(self).items() if name in FIRST or value != defaults[name]}
+
+    def _check_quantized(self) -> None:
+        if self.quantized is None:
+            return
+        object.__setattr__(self, "quantized", dict(self.quantized))  # plain data, whatever it came in
+        for key, name in self.quantized.items():
+            self._check(key, name)
 
     def _check(self, key: str, name: str) -> None:
         kind, _, what = key.partition(":")

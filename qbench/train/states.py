@@ -11,6 +11,7 @@ from qbench.quant.blocks import at
 from qbench.quant.quantizer import Quantizer, build
 
 NEVER_NEGATIVE = "exp_avg_sq"
+SYMMETRIC = ("GG", "factors", "roots")
 SIDES: Mapping[str, tuple[str, ...]] = dict.fromkeys(("GG", "Q", "factors", "roots"), (".0", ".1"))  # of a matrix
 
 
@@ -39,16 +40,18 @@ class Kept:
     def quantize(self, draw: int) -> None:
         """Replace what is kept by what its quantizer makes of it; `draw` numbers the stochastic rounding.
 
-        A rotation may bring a second moment back below zero: it counts 0. Raises NonFinite.
+        A rotation may bring a second moment back below zero: it counts 0. Scales along one axis make a factor lopsided:
+        both halves count alike. Raises NonFinite.
         """
-        for index, (parameter, name) in enumerate(self.names.items()):
+        for parameter, name in self.names.items():
             state: Mapping[str, Any] = self.optimizer.state.get(parameter, {})
             for key, quantizer in self.quantizers.items():
-                drawn = quantizer.drawn(draw * len(self.names) + index)
                 for place, kept in _tensors(f"state:{name}.{key}", state.get(key)):
-                    self._replace(place, kept, drawn)
+                    self._replace(place, kept, quantizer.drawn(draw, place))
                     if key == NEVER_NEGATIVE:
                         kept.clamp_(min=0)
+                    if key in SYMMETRIC:
+                        kept.copy_((kept + kept.mT) / 2)
 
     def _replace(self, place: str, kept: Tensor, quantizer: Quantizer) -> None:
         with at(place):

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import torch
 
 from qbench.models.transformer import Transformer
-from qbench.train.optimizer import TABLES
+from qbench.train.optimizer import HEADS, TABLES
 from qbench.train.spec import Precision
 from qbench.train.trainer import Batch, pair
 
@@ -52,12 +52,17 @@ def operations_per_token(model: Transformer) -> float:
     """Forward and backward, 6 N + 12 L T D (Chowdhery et al., arXiv 2204.02311, appendix B).
 
     N counts the weights that are multiplied with, so not tables that are looked up; D is the width of attention over
-    T positions, of which nothing is taken off for the causal mask.
+    T positions, of which nothing is taken off for the causal mask. A classifier's head reads one vector of an image,
+    and its patches, which are no activations, need no gradient.
     """
     spec, weights = model.spec, model.weights()
-    multiplied = [w for name, w in weights.items() if spec.task == "vision" or name not in TABLES]
-    attention = weights["blocks.0.attn.q"].shape[0]
-    return 6.0 * sum(w.numel() for w in multiplied) + 12.0 * spec.layers * spec.length * attention
+    operations = 12.0 * spec.layers * spec.length * weights["blocks.0.attn.q"].shape[0]
+    operations += 6.0 * sum(w.numel() for name, w in weights.items() if name not in (*TABLES, *HEADS))
+    head, patches = weights["logits"].numel(), weights["embed"].numel()
+    if spec.task == "language":
+        return operations + 6.0 * head
+    without_token = (spec.length - (spec.pooling == "class")) / spec.length
+    return operations + 6.0 * head / spec.length + 4.0 * patches * without_token
 
 
 def stated_peak(device: torch.device, precision: Precision) -> tuple[float, str] | None:

@@ -66,6 +66,8 @@ class Trainer:
             if shares[index]:  # a part without targets has no mean
                 work = partial(self._backward, x.to(device), y.to(device), shares[index])
                 losses.append(self.inside.run(work, self.steps * parts + index))
+        if not losses:  # nothing to learn from: as without parts, where the mean of nothing is NaN
+            return torch.tensor(nan)
         return losses[0] if parts == 1 else torch.stack(losses).sum()
 
     def _backward(self, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
@@ -140,4 +142,4 @@ def _shares(targets: Tensor, parts: int) -> list[float]:
     if parts == 1:
         return [1.0]
     counts = [int((part != NO_TARGET).sum()) for part in targets.chunk(parts)]
-    return [count / sum(counts) for count in counts]
+    return [count / max(1, sum(counts)) for count in counts]
