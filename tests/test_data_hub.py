@@ -176,6 +176,28 @@ def test_hidden_labels_are_refused(tmp_path: Path) -> None:
         vision.load(f"hf-images:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("picture", "label", "said"),
+    [
+        (None, 1, "train, row 1: found no picture; leave this one out"),
+        (np.full((4, 4), 40_000, np.uint16), 1, "train, row 1: its values are no bytes (Pillow's mode I;16)"),
+        (np.zeros((20, 20), np.uint8), 1, "train, row 1: cannot be read as a picture: Image size (400 pixels) exceeds"),
+        (np.zeros((4, 4), np.uint8), 7_000_000, "label 7000000, and 2 different ones in all; expected numbers from 0"),
+        (np.zeros((4, 4), np.uint8), 2**40, "label 1099511627776, and 2 different ones in all"),
+    ],
+)
+def test_a_row_without_a_picture_or_a_class_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: np.ndarray | None, label: int, said: str
+) -> None:
+    made = [Image.fromarray(np.zeros((4, 4), np.uint8)), None if picture is None else Image.fromarray(picture)]
+    parquet(tmp_path / "data.parquet", [{"image": one, "label": i * label} for i, one in enumerate(made)])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BadData) as found:
+        vision.load(f"hf-images:{tmp_path}")
+    assert said in str(found.value)
+    assert "\n" not in str(found.value)
+
+
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and nothing else")
     (tmp_path / "pictures" / "cat").mkdir(parents=True)

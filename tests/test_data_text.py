@@ -1,5 +1,6 @@
 """Texts: splits that share nothing and lose nothing, stable digests, errors that teach."""
 
+import json
 import os
 import sys
 from collections import Counter
@@ -197,3 +198,26 @@ def test_unknown_names_are_answered_with_the_known(name: str) -> None:
 def test_a_text_without_a_path_is_not_the_current_folder() -> None:
     with pytest.raises(UnknownName, match="no data 'text:'; did you mean 'text:PATH'"):
         load("text:")
+
+
+def test_each_line_of_a_jsonl_file_is_a_document(tmp_path: Path) -> None:
+    """A model learns what the lines say, and no braces and keys: the same as of files with those contents."""
+    said = [f'text "{i}" \u00e9\nand more\n' for i in range(40)]
+    lines = "".join(json.dumps({"text": one, "language": "en"}) + "\n" for one in said)
+    (tmp_path / "set.jsonl").write_text(lines, "utf-8")
+    files = folder(tmp_path / "files", {f"{i}.txt": one.encode() for i, one in enumerate(said)})
+    below = folder(tmp_path / "below", {"deep/set.jsonl": lines.encode()})
+    wanted = documents(text(files))
+    for place in (tmp_path / "set.jsonl", below):
+        assert documents(text(place)) == wanted
+        assert text(place).digest != text(files).digest
+    (tmp_path / "set.jsonl").write_text(lines + '{"body": "x"}\n', "utf-8")
+    with pytest.raises(
+        BadData, match=r"set\.jsonl line 41: found keys body; expected one JSON object a line with the key"
+    ):
+        text(tmp_path / "set.jsonl")
+
+
+def test_what_is_for_calibration_is_not_trained_on() -> None:
+    with pytest.raises(BadData, match=r"stdlib-tune is what loaded models are calibrated on.*; train on stdlib"):
+        load("stdlib-tune")

@@ -240,3 +240,95 @@ def test_recipes_that_do_not_fit_are_refused() -> None:
         Recipe(4).apply(np.zeros((1, 3, 2, 2), np.uint8))
     with pytest.raises(BadData, match="smaller than the crop of 9 x 9"):
         Recipe(3, crop=(9, 9)).apply(np.zeros((1, 3, 8, 8), np.uint8))
+
+
+CLEAR = np.array([[0, 0, 255, 255], [0, 0, 255, 255]], np.uint8)  # alpha: nothing, then all
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> str:
+    """The name of data that are this one picture."""
+    (path / "a").mkdir(exist_ok=True)
+    image.save(path / "a" / f"0.{options.pop('to', 'png')}", **options)  # type: ignore[arg-type]
+    return f"images:{path}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "to", "mode"),
+    [(np.uint16, "png", "I;16"), (np.uint16, "tif", "I;16"), (np.int32, "tif", "I"), (np.float32, "tif", "F")],
+)
+def test_values_that_are_no_bytes_are_refused(tmp_path: Path, dtype: type, to: str, mode: str) -> None:
+    """Pillow cuts them off at 255: a picture of 16 bits would be white."""
+    name = saved(tmp_path, Image.fromarray(np.arange(12, dtype=dtype).reshape(3, 4) * 1000), to=to)
+    with pytest.raises(BadData, match=rf"0\.{to}: its values are no bytes \(Pillow's mode {mode}\).*scale them") as one:
+        vision.load(name)
+    assert "\n" not in str(one.value)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
+def test_pictures_of_bytes_are_what_pillow_makes_of_them(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(RANDOM.integers(0, 256, (4, 5, 3), dtype=np.uint8)).convert(mode)
+    name = saved(tmp_path, image, to="png" if mode in ("1", "L", "P", "RGB") else "tif")
+    with Image.open(next((tmp_path / "a").iterdir())) as stored:
+        seen = np.asarray(stored.convert("L" if mode in ("1", "L") else "RGB"))
+    np.testing.assert_array_equal(
+        vision.load(name).pixels[0], seen[None] if seen.ndim == 2 else seen.transpose(2, 0, 1)
+    )
+
+
+def test_what_is_transparent_is_laid_on_white(tmp_path: Path) -> None:
+    """A drawing that is in its alpha alone, black on nothing, is black on white; half of it is half way."""
+    black = np.zeros((2, 4, 4), np.uint8)
+    black[..., 3] = CLEAR
+    black[0, 3, 3] = 128
+    seen = vision.load(saved(tmp_path, Image.fromarray(black))).pixels[0]
+    assert seen.shape == (3, 2, 4)
+    assert seen[1].tolist() == [[255, 255, 0, 127], [255, 255, 0, 0]]
+
+
+def test_grey_with_transparency_stays_grey(tmp_path: Path) -> None:
+    grey = np.stack([np.full_like(CLEAR, 7), CLEAR], -1)
+    seen = vision.load(saved(tmp_path, Image.fromarray(grey))).pixels[0]
+    assert seen.tolist() == [[[255, 255, 7, 7], [255, 255, 7, 7]]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_a_transparent_colour_is_white_too(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(CLEAR).convert(mode)
+    clear = {"RGB": (0, 0, 0)}.get(mode, image.getpixel((0, 0)))
+    seen = vision.load(saved(tmp_path, image, transparency=clear)).pixels[0]
+    assert seen.shape[0] == (1 if mode in ("1", "L") else 3)
+    assert (seen == 255).all()
+
+
+def test_opaque_alpha_changes_nothing(tmp_path: Path) -> None:
+    image = Image.fromarray(RANDOM.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    seen = vision.load(saved(tmp_path, image.convert("RGBA"))).pixels[0]
+    np.testing.assert_array_equal(seen, np.asarray(image).transpose(2, 0, 1))
+
+
+def test_a_picture_that_is_too_large_to_be_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = saved(tmp_path, Image.fromarray(np.zeros((40, 40), np.uint8)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BadData, match=r"0\.png: cannot be read as a picture: Image size \(1600 pixels\) exceeds"):
+        vision.load(name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((2, 2, 2, 2), "its header has 4 sizes; expected 3 of grey images"),
+        ((0, 3, 4), r"its header promises \(0, 3, 4\): there is nothing in it"),
+        ((10, 0, 4), r"its header promises \(10, 0, 4\): there is nothing in it"),
+    ],
+)
+def test_idx_files_that_hold_no_pictures(mnist: Path, shape: tuple[int, ...], said: str) -> None:
+    (mnist / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(np.zeros(shape, np.uint8))))
+    with pytest.raises(BadData, match=rf"t10k-images-idx3-ubyte\.gz: {said}"):
+        vision.load(f"idx:{mnist}")
+
+
+def test_labels_that_number_no_classes() -> None:
+    numbers, classes = vision.numbered("some", [0, 999, 4])
+    assert (numbers.tolist(), len(classes), classes[-1]) == ([0, 999, 4], 1000, "999")
+    with pytest.raises(BadData, match="some: label 7000000, and 2 different ones in all; expected numbers from 0 on"):
+        vision.numbered("some", [0, 7_000_000, 0])

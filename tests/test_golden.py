@@ -18,7 +18,7 @@ from qbench.models.catalog import MODELS, model_spec
 from qbench.models.transformer import build
 from qbench.quant.catalog import QUANTIZERS
 from qbench.quant.quantizer import build as quantizer
-from qbench.suite.cells import MEASURE_REVISION, TRAIN_REVISION
+from qbench.suite import revisions
 from qbench.train.fit import fit
 from qbench.train.spec import TrainingSpec
 
@@ -58,8 +58,8 @@ def losses() -> dict[str, float]:
     [
         # Other processors sum in another order; training amplifies that.
         ("error", errors, {row.spec.revision for row in QUANTIZERS.values()}, 1e-5),
-        ("shape", shapes, {MEASURE_REVISION}, 1e-6),
-        ("loss", losses, {TRAIN_REVISION}, 1e-3),
+        ("shape", shapes, {revisions.MEASURE}, 1e-6),
+        ("loss", losses, {revisions.TRAIN}, 1e-3),
     ],
 )
 def test_numbers_move_only_with_a_revision(

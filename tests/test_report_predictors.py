@@ -1,14 +1,15 @@
 """Which statistic predicts the loss increase, asked of made-up runs where the answer is known."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import Builder, model, quickstart
+from fake_run import Builder, keep, model, quickstart
 from scipy.stats import spearmanr
 
 from qbench.capture.sites import own
-from qbench.report.predictors import PREDICTORS, observations, predictors
+from qbench.report.predictors import PREDICTORS, incomplete, observations, predictors
 from qbench.report.view import Arm, View, view
 from qbench.results.run import Run
 
@@ -133,7 +134,7 @@ def test_what_a_run_did_not_measure_is_left_out() -> None:
     assert "R behind the last block" not in found.correlations
     assert "noise sensitivity × error" not in found.correlations
     assert {"crest", "error", "excess kurtosis per token"} <= found.correlations.keys()
-    assert found.groups == 10
+    assert found.groups == 3  # arms; the fourth learned nothing
     assert predictors(View(arms=(), rows=(), cells=(), manifest={})) is None
 
 
@@ -145,3 +146,58 @@ def test_weights_and_other_models_are_not_mixed_in() -> None:
     for one in seen:
         free = arms[one.run[0]].wiring == "residual-free"
         assert all(site in one.shapes for site in one.sites), free
+
+
+def arms(count: int, seeds: int) -> Run:
+    """Made-up runs of several arms: each is another draw of `run`."""
+    cells: dict[str, Any] = {}
+    for arm in range(count):
+        for name, one in run(seeds).cells.items():
+            values = np.random.default_rng([arm, int(name, 16) % 2**32])
+            closing = replace(one.closing, spec={**one.closing.spec, "arm": f"arm {arm}"})
+            what = one.closing.spec["measurement"]["what"]
+            records = tuple(
+                replace(
+                    r, values={k: v * float(values.lognormal(0, 0.5 * (what == "loss"))) for k, v in r.values.items()}
+                )
+                for r in one.records
+            )
+            cells[f"{name}{arm}"] = replace(one, closing=closing, records=records)
+    return replace(run(), cells=cells)
+
+
+def test_an_arm_is_resampled_with_all_its_seeds() -> None:
+    """Every seed twice is no more arms: the interval is that of the arms."""
+    once = predictors(view(arms(6, seeds=1)))
+    assert once is not None
+    whole = arms(6, seeds=1)
+    again = {
+        f"{name}again": replace(one, closing=replace(one.closing, spec={**one.closing.spec, "seed": 7}))
+        for name, one in whole.cells.items()
+    }
+    twice = predictors(view(replace(whole, cells={**whole.cells, **again})))
+    assert twice is not None
+    assert (once.groups, twice.groups, twice.n) == (6, 6, 2 * once.n)
+    for name, one in once.correlations.items():
+        assert twice.correlations[name].rho == pytest.approx(one.rho, abs=1e-9), name
+
+
+def test_only_the_seeds_that_learned_nothing_are_left_out() -> None:
+    made = run()
+    about = {"arm": "residual", "model": model("residual"), "training": {}}
+    builder = Builder()
+    builder.cells.update(made.cells)
+    for seed in range(4):
+        warnings = ("stuck at unigram",) if seed in (1, 2) else ()
+        builder.add({**about, "seed": seed, "measurement": {"what": "training"}}, [], warnings=warnings)
+    seen = observations(view(builder.run()), names)
+    assert {one.run for one in seen} == {("residual", 0), ("residual", 3)}
+
+
+def test_what_was_not_asked_for_is_told_apart() -> None:
+    """Without the error of one quantizer, its treatments are in no rank."""
+    made = keep(run(), lambda cell: cell.spec["measurement"].get("quantizer") != "int8/tensor")
+    lacking = incomplete(observations(view(made), names))
+    assert list(lacking) == ["error"]
+    assert {one.quantizer for one in lacking["error"]} == {"int8/tensor"}
+    assert len(lacking["error"]) == 4 * LAYERS

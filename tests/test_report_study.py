@@ -1,7 +1,7 @@
 """A study's page: every section where its records are, numbers against hand-worked ones, small enough, inert."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from html import unescape
@@ -11,12 +11,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import Builder, keep, quickstart
+from fake_run import Builder, failing, keep, quickstart
 from fake_study import ARCHITECTURES, STEPS, SUITE, TAKEN, study
 
-from qbench.report import effects, page, payload, provenance, svg
+from qbench.report import budget, effects, page, payload, provenance, svg, troubles
 from qbench.report.factors import COLOURS, MARKS, Factors, crossed, factors, style, styles
-from qbench.report.study import adds, claims, equal, grids, inside, lines, predict, rates, sections, seeds, stacks
+from qbench.report.study import (
+    adds,
+    claims,
+    courses,
+    equal,
+    flow,
+    grids,
+    inside,
+    lines,
+    noise,
+    predict,
+    rates,
+    sections,
+    seeds,
+    stacks,
+    stopped,
+)
 from qbench.report.study.crossing import Crossing, crossing
 from qbench.report.study.depth import passed
 from qbench.report.study.levels import level
@@ -274,7 +290,7 @@ def test_how_a_claim_holds(verdicts: str, pattern: str) -> None:
 
 def test_the_front_says_where_each_claim_holds() -> None:
     front = text(html()[: html().index("<main>")])
-    assert "Of 5 claims, asked optimizer by optimizer," in front
+    assert "Of 5 claims (4 asked optimizer by optimizer, 1 asked architecture by architecture)," in front
     assert re.search(r"Supported wherever it was asked \d+ Int4 per-tensor boundaries cost more.*?AdamW \d\.\d×", front)
     assert "supported Shampoo" in front.replace("✓ ", "").replace("  ", " ")
 
@@ -324,14 +340,14 @@ def test_what_learned_nothing_is_never_the_best() -> None:
 
 
 def test_between_two_schedules_the_logarithm_is_linear() -> None:
-    assert equal.between([(1.0, 0.1), (2.0, 0.4), (3.0, 0.4)], 1.25) == pytest.approx(exp(log(0.1) + 0.25 * log(4)))
-    assert equal.between([(2.0, 0.4), (1.0, 0.1)], 2.0) == pytest.approx(0.4)
+    assert stopped.between([(1.0, 0.1), (2.0, 0.4), (3.0, 0.4)], 1.25) == pytest.approx(exp(log(0.1) + 0.25 * log(4)))
+    assert stopped.between([(2.0, 0.4), (1.0, 0.1)], 2.0) == pytest.approx(0.4)
 
 
 def test_nothing_is_guessed_beyond_the_schedules() -> None:
-    assert equal.between([(1.0, 0.1), (2.0, 0.4)], 0.99) is None
-    assert equal.between([(1.0, 0.1), (2.0, -0.4)], 1.5) is None
-    found = equal.comparisons(seen(), where(), "int4/tensor @ boundaries")
+    assert stopped.between([(1.0, 0.1), (2.0, 0.4)], 0.99) is None
+    assert stopped.between([(1.0, 0.1), (2.0, -0.4)], 1.5) is None
+    found = stopped.comparisons(seen(), where(), "int4/tensor @ boundaries")
     reasons = {one.other: one.reason for one in found if one.ratio is None}
     assert "its shortest ends at" in reasons["residual-free-gpt2", "Muon"]
 
@@ -339,10 +355,12 @@ def test_nothing_is_guessed_beyond_the_schedules() -> None:
 def test_at_equal_loss_the_seeds_are_paired() -> None:
     name = "int4/tensor @ boundaries"
     [one] = [
-        one for one in equal.comparisons(seen(), where(), name) if one.other == ("residual-free", "SOAP") and one.ratio
+        one
+        for one in stopped.comparisons(seen(), where(), name)
+        if one.other == ("residual-free", "SOAP") and one.ratio
     ]
-    arms = [equal.points(seen(), arm, name) for arm in where().schedules["residual", "SOAP"]]
-    ends = equal.points(seen(), where().main["residual-free", "SOAP"], name)
+    arms = [stopped.points(seen(), arm, name) for arm in where().schedules["residual", "SOAP"]]
+    ends = stopped.points(seen(), where().main["residual-free", "SOAP"], name)
     ratios = []
     for seed, (loss, cost) in ends.items():
         (low, a), (high, b) = (arms[0][seed], arms[1][seed])
@@ -388,7 +406,8 @@ def test_additions_say_how_often_dependence_adds_tails() -> None:
     found = adds.section(seen(), where())
     assert found is not None
     rows = seen().select("adds")
-    assert f"at {len(rows)} of {len(rows)} additions" in found.said[0]
+    assert f"Of {len(rows) // 3} places" in found.said[0]  # three seeds each
+    assert f"in every seed at {len(rows) // 3}, lighter in every seed at 0, and neither at 0" in found.said[0]
     assert "residual-free" not in {
         series.name for f in found.figures for v in f.variants for p in v.panels for series in p.series
     }
@@ -564,3 +583,307 @@ def test_every_mark_lies_inside_its_axes() -> None:
     places = np.array(list(every_mark()))
     assert len(places) > 1000
     assert ((places >= 0) & (places <= 1)).all()
+
+
+# What learned nothing
+
+
+def stuck(run: Run, arm: str, *which: int) -> Run:
+    """The same run where these seeds of an arm are stuck."""
+
+    def told(cell: Closing) -> Closing:
+        hit = what(cell) == "training" and cell.spec["arm"] == arm and cell.spec["seed"] in which
+        return replace(cell, warnings=("stuck at unigram",)) if hit else cell
+
+    return replace(run, cells={name: replace(one, closing=told(one.closing)) for name, one in run.cells.items()})
+
+
+def test_one_seed_that_learned_nothing_is_enough_to_be_no_best() -> None:
+    made = view(stuck(study(), "residual-free + muon", 1, 2))
+    at = crossing(made)
+    assert troubles.stuck(made) == {("residual-free + muon", 1), ("residual-free + muon", 2)}
+    assert grids.apart(made, at) == (("residual-free", "Muon"),)
+    said = "residual-free + muon (in 2 of 3 seeds)"
+    for found in (grids.section(made, at, asked()), noise.section(made, at)):
+        assert found is not None
+        assert said in " ".join(found.said)
+        tables = [table for _, tables in found.maps for table in tables if "Muon" in table.columns]
+        for table in tables:
+            row = [row[0] for row in table.rows].index("residual-free")
+            assert table.shades[row][table.columns.index("Muon") - 1] is None
+            assert 'class="best"' not in table.rows[row][table.columns.index("Muon")]
+    drawn = [series.name for panel in budget.budgets(made, "loss") for series in panel.series]
+    assert "residual-free + muon" not in drawn
+    summaries = [p.summary for p in page.crossed.budgets(made, at, "loss_increase")["Muon"]]
+    assert all("residual-free + muon, " not in summary for summary in summaries)
+    assert said in page.render(stuck(small(), "residual-free + muon", 1, 2))
+
+
+def test_an_arm_that_learned_nothing_is_neither_stopped_nor_compared() -> None:
+    name = "int4/tensor @ boundaries"
+    made = view(stuck(study(), "residual + soap, shorter", 0))
+    found = [one for one in stopped.comparisons(made, crossing(made), name) if one.stopped == ("residual", "SOAP")]
+    assert found
+    assert {one.ratio for one in found} == {None}
+    assert {one.reason for one in found} == {"learned nothing: residual + soap, shorter (in 1 of 3 seeds)"}
+
+
+def test_of_trained_inside_none_is_best_that_learned_nothing() -> None:
+    made = view(stuck(study(), "residual-free + muon, int4 gradients", 0))
+    found = inside.section(made, crossing(made))
+    assert found is not None
+    assert found.said == ()  # one arm is left, and nothing to be better than
+    assert "residual-free + muon, int4 gradients (in 1 of 3 seeds)" in found.cautions[0]
+
+
+# Images
+
+
+def test_losses_of_models_that_read_images_are_per_image() -> None:
+    run = small()
+    cells = {
+        name: replace(
+            one,
+            closing=replace(
+                one.closing, spec={**one.closing.spec, "model": {**one.closing.spec["model"], "task": "vision"}}
+            ),
+        )
+        for name, one in run.cells.items()
+    }
+    source = page.render(replace(run, cells=cells))
+    assert "nats/token" not in source
+    assert source.count("nats/image") == page.render(run).count("nats/token") > 20
+    assert "nats/image" not in html()
+
+
+# Claims: floors, schedules, headline
+
+
+def test_floors_are_those_of_losses_that_are_paired_by_window() -> None:
+    table = claims.table(seen(), where(), claims.claims(where(), effects.answer(seen(), asked()), asked()))
+    assert table is not None
+    floors = [text(row[-1]) for row in table.rows]
+    assert re.fullmatch(r"window 0\.002\d*, seed \S+ nats/token", floors[0].strip())
+    assert "nats/token" in floors[1]
+    assert floors[2:] == ["–", "–"]  # of tensors, and of an absolute loss
+    assert "paired by window" in part("claims")
+
+
+def test_a_shorter_schedule_is_called_by_its_steps() -> None:
+    shorter = [
+        {**asked()[0], "between": [f"residual + {name}, shortest", f"residual-free + {name}"]}
+        for name in ("adamw", "muon")
+    ]
+    [one] = claims.claims(where(), effects.answer(seen(), shorter), shorter).of_architectures
+    assert one.between == ("residual, 500 steps", "residual-free")
+
+
+def test_the_headline_counts_every_claim_and_says_how_it_was_asked() -> None:
+    several = [*asked()[:4], {**asked()[0], "between": ["residual + adamw", "residual-free + soap"]}]
+    found = claims.claims(where(), effects.answer(seen(), several), several)
+    line = claims.headline(found, [])
+    assert line.startswith("Of 2 claims (1 asked optimizer by optimizer, 1 asked of one pair of arms), ")
+    counts = [int(n) for n in re.findall(r"(\d+) (?:is|are) ", line)]
+    assert sum(counts) == 2
+    alone = claims.claims(where(), effects.answer(seen(), several[:4]), several[:4])
+    assert claims.headline(alone, []).startswith("Of 1 claim, asked optimizer by optimizer, 1 is ")
+
+
+# Predictors, additions, flow, equal loss: what is said of what is left out
+
+
+def test_treatments_without_a_statistic_are_counted() -> None:
+    made = view(
+        keep(
+            study(),
+            lambda cell: what(cell) != "error" or cell.spec["measurement"]["quantizer"] != "int3/tensor",
+        )
+    )
+    found = predict.section(made, crossing(made))
+    assert found is not None
+    [left] = [line for line in found.said if "Not ranked" in line]
+    runs = sum(len(arm.seeds) for arm in crossing(made).main.values())
+    assert f"4 treatments ({4 * runs} observations) without the tensors' error" in left
+    assert "int3/tensor at boundaries, interior, linear and middle" in left
+    assert "Intervals resample arms with their seeds" in found.about
+    assert "Noise sensitivity is itself a loss increase" in found.about
+    assert found.tables[0].caption.endswith(f"of {len(crossing(made).main)} arms")
+
+
+def test_shaped_blocks_have_no_stream_to_add_to() -> None:
+    run = Builder()
+    for arch, wiring, gaps in (("residual", "residual", (0.5, -0.5)), ("sas-p", "parallel", (1.0, 1.0))):
+        for seed in (0, 1, 2):
+            about = {
+                "arm": arch,
+                "seed": seed,
+                "model": {"arch": arch, "wiring": wiring, "layers": 2},
+                "training": {"optimizer": "muon", "steps": 10},
+            }
+            values = [
+                {"add/kurtosis/sum/tensor": 1.0 + gap, "add/kurtosis/independent/tensor": 1.0}
+                for gap in (*gaps, 0.1 * (seed - 1))
+            ]
+            run.add(
+                {**about, "measurement": {"what": "adds"}},
+                [{"site": f"blocks.{i}.out", "values": of} for i, of in enumerate(values)],
+            )
+    made = view(run.run())
+    found = adds.section(made, crossing(made))
+    assert found is not None
+    assert "Of 3 places" in found.said[0]
+    assert "in every seed at 1, lighter in every seed at 1, and neither at 1" in found.said[0]
+    assert found.cautions[0].endswith("sas-p.")
+
+
+def test_treatments_that_have_no_chart_are_named() -> None:
+    rows = tuple(
+        row
+        for name in ("a", "b", "c", "d", "e")
+        for row in (replace(row, treatment=name) for row in seen().rows if row.what == "flow")
+    )
+    many = replace(seen(), rows=rows)
+    found = flow.section(many, where())
+    assert found is not None
+    assert [figure.title for figure in found.figures] == ["With a", "With b", "With c"]
+    assert found.cautions == ("Followed too, and not drawn: d and e.",)
+
+
+CURVES = ({0: (1.0, 0.1), 1: (1.0, 0.1)}, {0: (2.0, 0.4), 1: (2.0, 0.4)}, {0: (3.0, 0.8), 1: (3.0, 0.8)})
+
+
+@pytest.mark.parametrize(
+    ("changed", "end", "reason"),
+    [
+        ({}, 1.5, ""),
+        ({}, 3.5, "its shortest ends at 3.00"),
+        ({}, 0.5, "it ends at 1.00 at best"),
+        ({1: {0: (2.0, -0.4)}}, 1.5, "an increase is zero or negative in seed 0"),
+        ({1: {1: None}}, 1.5, "no loss of every schedule in seed 1"),
+        ({0: {1: None}, 2: {0: None}}, 1.5, "no loss of every schedule in seeds 0 and 1"),
+        ({0: {1: (1.6, 0.1)}}, 1.5, "it ends at 1.60 at best in seed 1"),
+    ],
+)
+def test_the_reason_is_the_one_that_holds(changed: Mapping[int, Any], end: float, reason: str) -> None:
+    """A seed without its middle schedule is not read off the line between the others."""
+    curves = [
+        {seed: point for seed, point in {**curve, **changed.get(i, {})}.items() if point is not None}
+        for i, curve in enumerate(CURVES)
+    ]
+    ends = {0: (end, 0.2), 1: (end, 0.2)}
+    found = stopped._equal("t", (("a", "o"), curves), (("b", "o"), ends), [])  # pyright: ignore[reportPrivateUsage]
+    assert found.reason == reason
+    assert (found.ratio is None) == bool(reason)
+
+
+# Rates
+
+
+def test_shorter_schedules_keep_the_rate_of_the_longest_and_say_so() -> None:
+    assert "6 shorter schedules kept the rate that the longest of the same arm had chosen" in part("rates")
+    assert "6 shorter schedules kept the rate" in part("equal")
+    assert "No rate was tried for these, which have the one that the suite states: residual + shampoo" in part("rates")
+
+
+def test_a_grid_of_one_rate_has_no_inside() -> None:
+    assert rates.at_edge({0.1: 2.0}) == "only one"
+    made = view(keep(study(), lambda cell: what(cell) != "trial" or cell.spec["training"]["lr"] == 0.003))
+    found = rates.section(made, crossing(made))
+    assert found is not None
+    assert "0 have their best rate inside the grid" in found.said[0]
+
+
+# Every section of a run that is not whole
+
+
+def without_losses(run: Run) -> Run:
+    """As a training leaves it whose loss is no number, with one seed of one arm: what is not finite is not stored."""
+    cells = {
+        name: replace(one, records=tuple(replace(r, values={"floor/window": 0.1}) for r in one.records))
+        if one.closing.spec["arm"] == "residual + muon"
+        and one.closing.spec["seed"] == 1
+        and what(one.closing) in ("loss", "noise", "adds", "flow", "trial")
+        else one
+        for name, one in run.cells.items()
+    }
+    return replace(run, cells=cells)
+
+
+MADE: dict[str, Callable[[Run], Run]] = {
+    "one seed": lambda run: keep(run, lambda cell: cell.spec["seed"] == 0),
+    "one optimizer": lambda run: keep(run, lambda cell: (cell.spec["training"] or {}).get("optimizer") != "adamw"),
+    "one arm": lambda run: keep(run, lambda cell: cell.spec["arm"] == "residual + muon"),
+    "failed cells": lambda run: failing(
+        run,
+        lambda cell: cell.spec["arm"] == "residual + muon" and cell.spec["seed"] == 1 and what(cell) != "training",
+        "RuntimeError: out of memory",
+    ),
+    "a failed arm": lambda run: failing(run, lambda cell: cell.spec["arm"] == "residual + muon", "RuntimeError: no"),
+    "losses that are no numbers": without_losses,
+}
+DRAWN: dict[str, tuple[str, Callable[[View, Crossing], Any]]] = {
+    "course": ("training", courses.section),
+    "predictors": ("loss", predict.section),
+    "noise": ("noise", noise.section),
+    "adds": ("adds", adds.section),
+    "flow": ("flow", flow.section),
+    "rates": ("trial", rates.section),
+}
+
+
+def schedules() -> Run:
+    """Two architectures by two optimizers with shorter schedules and quantizers inside."""
+    kept = ("adamw", "muon", "shorter", "shortest", "int4 gradients")
+    archs = ("residual + ", "residual-free + ")
+    return keep(study(), lambda cell: cell.spec["arm"].startswith(archs) and cell.spec["arm"].endswith(kept))
+
+
+@cache
+def partial(name: str) -> View:
+    return view(MADE[name](schedules()))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_arm_with_records_is_drawn_where_a_run_is_not_whole(name: str) -> None:
+    made = partial(name)
+    at = crossing(made)
+    for section, (records, of) in DRAWN.items():
+        found = of(made, at)
+        panels = [panel for figure in found.figures for variant in figure.variants for panel in variant.panels]
+        there = {arm.style for arm in at.main.values() if made.select(records, arm=arm.name)}
+        assert {series.style for panel in panels for series in panel.series} == there, section
+        sections.drawn(found)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_arm_has_its_row_or_is_named_where_a_run_is_not_whole(name: str) -> None:
+    made = partial(name)
+    at = crossing(made)
+    table = seeds.coverage(made)
+    assert table is not None
+    assert [row[0] for row in table.rows] == [arm.name for arm in made.arms]
+    if at.inside:
+        found = inside.section(made, at)
+        assert found is not None
+        assert len(found.tables[0].rows) == len(at.inside)
+    if at.crossed:
+        maps = grids.section(made, at, asked())
+        assert maps is not None
+        assert [row[0] for row in maps.maps[0][1][0].rows] == [*at.architectures]
+        assert equal.section(made, at, asked()) is not None
+
+
+def test_an_arm_without_a_loss_is_named_beside_those_trained_inside() -> None:
+    lost = failing(study(), lambda cell: cell.spec["arm"] == "residual + muon, int4 gradients", "RuntimeError: no")
+    made = view(lost)
+    found = inside.section(made, crossing(made))
+    assert found is not None
+    assert found.cautions == ("Without a loss, and so not in the table: residual + muon, int4 gradients.",)
+
+
+def test_one_arm_with_noise_is_said_where_it_makes_no_map() -> None:
+    made = partial("one arm")
+    found = noise.section(made, crossing(made))
+    assert found is not None
+    assert found.maps == ()
+    assert found.said[1].startswith("boundaries, residual alone: ")

@@ -3,12 +3,14 @@
 import json
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qbench.capture.sites import CALIBRATION_SITES
 from qbench.models.spec import ModelSpec
-from qbench.suite.cells import MEASURE_REVISION, TRAIN_REVISION, Cell, Environment, Measurement
+from qbench.suite import revisions
+from qbench.suite.cells import Cell, Environment, Measurement
 from qbench.suite.expand import expand, groups
 from qbench.suite.schema import BadSuite, Suite, load
 from qbench.suite.value import Treatment
@@ -185,6 +187,27 @@ def test_watching_other_steps_changes_the_training_cells_only_and_no_weights(tmp
     assert before[3].log_key != after[3].log_key
 
 
+def test_a_record_is_found_however_its_steps_are_written(small: Suite) -> None:
+    cell = next(cell for cell in expand(small, HERE) if cell.measurement.what == "training")
+    assert cell.training is not None
+
+    def key(*shape: int, checkpoints: tuple[int, ...] = ()) -> str:
+        steps = {"shape_steps": list(shape), "checkpoints": list(checkpoints), "steps": 20}
+        return replace(cell, training={**(cell.training or {}), **steps}).log_key
+
+    assert len({key(0, 5), key(5, 0), key(0, 5, 5), key(0, 5, 20)}) == 1  # the last step is watched in any case
+    assert len({key(), key(0), key(0, 5), key(20), key(0, 20, checkpoints=(20,))}) == 5
+    assert key(checkpoints=(3, 20)) == key(checkpoints=(20, 3, 3)) != key(checkpoints=(3,))
+
+
+def test_golden_record_keys(small: Suite) -> None:
+    """Records of earlier releases are found under these."""
+    cell = next(cell for cell in expand(small, HERE) if cell.measurement.what == "training")
+    for steps, wanted in [([0, 50, 150, 300], "6c93438a6c5540e4"), ([], "0aa770be282039fc")]:
+        training = {**(cell.training or {}), "steps": 500, "shape_steps": steps, "checkpoints": []}
+        assert replace(cell, training=training).log_key == wanted
+
+
 @pytest.mark.parametrize(
     ("change", "same"),
     [
@@ -243,7 +266,7 @@ def test_the_revisions_of_all_quantizers_are_part_of_a_cell(small: Suite) -> Non
 
 def test_golden_ids(small: Suite) -> None:
     """If these change, every stored result loses its name: change them on purpose, and say so in the changelog."""
-    assert (TRAIN_REVISION, MEASURE_REVISION) == (1, 2)
+    assert (revisions.TRAIN, revisions.MEASURE) == (1, 2)
     cells = expand(small, HERE)
     assert [cells[i].id for i in (0, 3, -1)] == GOLDEN_IDS
     assert cells[-1].question_id == GOLDEN_QUESTION
@@ -261,3 +284,20 @@ def test_the_budget_counts_the_cells_that_there_will_be(name: str) -> None:
 GOLDEN_IDS = ["8393e1208ff17bcb", "ca4d72c42d9a9bab", "28f7ba0bb7a724e4"]
 GOLDEN_QUESTION = "2ba210508c36ba22"
 GOLDEN_WEIGHTS = "07a496a3a19504e2"
+
+
+def test_what_trained_otherwise_before_has_another_key(small: Suite) -> None:
+    """Factors are kept symmetric and rounding draws for each place since INSIDE; other trainings keep their keys."""
+
+    def key(**quantized: str) -> dict[str, Any]:
+        inside = {name.replace("_", ":"): quantizer for name, quantizer in quantized.items()} or None
+        return revisions.of_training(TrainingSpec(optimizer="shampoo", quantized=inside), HERE).get("trained_with", {})
+
+    assert key() == {}
+    assert "inside" not in key(state_momentum="int8/tensor", activation_interior="int4/tensor")
+    for settings in (
+        {"state_factors": "int8/tensor"},
+        {"state_all": "int8/tensor"},
+        {"weight_all": "int4/channel/sr:1"},
+    ):
+        assert key(**settings)["inside"] == revisions.INSIDE

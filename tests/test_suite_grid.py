@@ -1,5 +1,6 @@
 """Grids of arms and quantizers, profiles and overrides, shipped suites."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,20 @@ def test_exclude_drops_what_fits_all_of_its_keys(read: Read) -> None:
     out = "[{training.optimizer: muon, training.lr: [0.1, 0.3]}]"
     suite = read(f"models:\n  - {{name: '{{optimizer}} {{lr}}', arch: residual, product: {grid}, exclude: {out}}}\n")
     assert names(suite) == ["adamw 0.1", "adamw 0.2", "adamw 0.3", "muon 0.2"]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("[{}]", "models.0.exclude.0: names no values, and so would leave out every arm"),
+        ("[{training.lr: [0.1, 0.2]}]", "models.0.exclude: leaves no arm of this grid"),
+        ("[{training.lr: 0.1}, {training.lr: 0.2}]", "models.0.exclude: leaves no arm of this grid"),
+    ],
+)
+def test_exclude_leaves_something(read: Read, out: str, said: str) -> None:
+    grid = "product: {training.lr: [0.1, 0.2]}"
+    with pytest.raises(BadSuite, match=r":[0-9]+:[0-9]+: " + re.escape(said)):
+        read(f"models:\n  - {{name: '{{lr}}', arch: residual, {grid}, exclude: {out}}}\n")
 
 
 def test_an_entry_goes_before_the_file_and_the_file_before_the_architecture(read: Read) -> None:

@@ -137,6 +137,11 @@ MISTAKES: Sequence[tuple[str, str, str, str]] = [  # what is changed, into what,
     ("{inputs: int8/token}", "{top: 3}", "sensitivity.1", "weights, inputs, or both: name a quantizer"),
     ("top: 2", "top: 0", "sensitivity.0.top", "0"),
     ("./tasks", "./chores", "eval.include", "no folder './chores' of task files"),
+    ("version: 1", "version: 1\nseeds: [0, 1]", "seeds", "is for models that are trained here, and all of this"),
+    ("version: 1", "version: 1\nspec: {layers: 2}", "spec", "is for models that are trained here"),
+    ("version: 1", "version: 1\ntraining: {steps: 2}", "training", "is for models that are trained here"),
+    ("bos: never", "bos: never, split: tune", "evaluate.split", "loaded ones are judged on whole texts"),
+    ("sites: kv,", "sites: kv, split: test,", "tensors.1.split", "loaded ones are judged on whole texts"),
     ("stride: 8", "stride: 0", "evaluate.stride", "0"),
     ("bos: never", "bos: sometimes", "evaluate.bos", "auto"),
 ]
@@ -148,7 +153,7 @@ def test_a_mistake_is_found_placed_and_explained(read: Read, old: str, new: str,
     found = mistakes(read, text)
     about = [one for one in found if one[1] == key]
     assert about, found
-    assert about[0][0] == line
+    assert about[0][0] == line + new.count("\n")
     assert said in about[0][2]
     # Only who refers to an arm that is not there any more is blamed as well.
     assert [one for one in found if one[1] in (key, "models.1.reference")] == found
@@ -239,6 +244,21 @@ def test_a_trained_model_has_nothing_to_load(read: Read, key: str) -> None:
     text, line = changed("arch: residual", f"arch: residual, {key}", TRAINED)
     found = mistakes(read, text)
     assert (line, f"models.0.{key.partition(':')[0]}", "belongs to a model that is loaded; write load: FOLDER") in found
+
+
+def test_what_only_loaded_models_are_asked_is_named_where_it_stands(read: Read) -> None:
+    tensors = "tensors: [{kind: activation, windows: 4, outliers: true}]\n"
+    assert mistakes(read, TRAINED + tensors) == [
+        (7, "tensors.0.outliers", "is measured of models that are loaded (load: FOLDER)")
+    ]
+    ((line, key, said),) = mistakes(read, TRAINED.replace("question: q", "question: q\ndata: stdlib-tune"))
+    assert (line, key) == (4, "data")
+    assert said == "stdlib-tune is what loaded models are calibrated on, a twentieth of stdlib; train on stdlib"
+
+
+def test_stacks_beside_loaded_models_have_seeds(read: Read) -> None:
+    text, _ = changed("version: 1", "version: 1\nseeds: [3, 4]\nstacks: [{name: mix}]")
+    assert read(text).stacks[0].seeds == (3, 4)
 
 
 WITHOUT = "\n".join(line for line in GOOD.splitlines() if not line.startswith("calibration")) + "\n"

@@ -87,7 +87,7 @@ CASES = [
     ("layers: 2", "layer: 2", "8:8: spec.layer", "unknown key; did you mean 'layers'?"),
     ("layers: 2", "layers: 1000000", "8:16: spec.layers", "found 1000000; wanted: at most 256"),
     ("layers: 2", "layers: 0", "11:5: models.0", "arm 'one': layers must be at least 1, found 0"),
-    ("width: 16", "width: 15", "11:5: models.0", "width 15 over 2 heads"),
+    ("width: 16", "width: 15", "11:5: models.0", "width 15 is not a multiple of 2 heads"),
     ("width: 16", "width: 16, wiring: residual-fre", "8:38: spec.wiring", "did you mean 'residual-free'?"),
     ("adamw", "adamv", "9:23: training.optimizer", "did you mean 'adamw'? allowed: adamw, muon, muon-rms, soap"),
     ("lr: 1e-3", "lr: fast", "9:53: training.lr", "found 'fast'; wanted: a number"),

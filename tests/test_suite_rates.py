@@ -10,8 +10,10 @@ from tiny import Bench
 from qbench.results.record import Attempt, Closing, Record
 from qbench.results.run import read
 from qbench.suite.cells import Cell, Environment
+from qbench.suite.device import find
 from qbench.suite.expand import expand, groups
 from qbench.suite.rates import chosen, undecided
+from qbench.suite.run import plan
 from qbench.suite.schema import BadSuite, Suite, load
 
 HERE = Environment(data_digest="abc", torch_version="2.13.0", device="cpu")
@@ -187,3 +189,28 @@ def test_a_run_cut_off_after_the_trials_goes_on_with_their_rates(bench: Bench, t
     assert set(read(other.out).cells) == set(kept)
     assert other.run().returncode == 0
     assert set(read(other.out).current.cells) == set(read(bench.out).current.cells)
+
+
+def test_a_dry_run_says_which_cells_wait_for_a_rate(bench: Bench, tmp_path: Path) -> None:
+    """Ids are those of the run; and the model of the first seed is that of a trial, so it is not counted again."""
+    fresh = Bench.new(tmp_path, TEXT)
+    *cells, summary = fresh.run("--dry-run", "--workers", "1").stdout.splitlines()
+    waiting = [line for line in cells if line.startswith("(after its trials)  ")]
+    known = {line.split("  ")[0] for line in cells if line not in waiting}
+    assert known < set(read(bench.out).cells)
+    assert len(cells) == len(read(bench.out).current.cells)
+    assert {line.split("  ")[1] for line in waiting} == {f"{arm}/{seed}" for arm in ARMS for seed in (3, 4)}
+    assert not any("  trial" in line for line in waiting)
+    # 6 trials, 2 second seeds, 2 shorter ones
+    assert "; 10 models; about " in summary
+
+
+def test_only_the_trials_of_a_folder_are_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study has a hundred thousand records, and its rates stand in a few of them."""
+
+    def whole(_: Path) -> None:
+        pytest.fail("every record was read")
+
+    monkeypatch.setattr("qbench.results.run.scan", whole)
+    planned = plan(load(bench.suite), bench.out, find("cpu"), 1)
+    assert (planned.undecided, planned.todo) == ((), 0)

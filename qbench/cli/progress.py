@@ -1,6 +1,7 @@
 """Progress of a run: how much is done, how long it will take, and what went wrong."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
@@ -114,7 +115,10 @@ class Work:
 
 
 class Lines(Silent):
-    """Plain lines for logs: one when a model is trained, one for each failure, one every ten seconds."""
+    """Plain lines for logs: what there is to do, each failure once, each warning, and how far it is.
+
+    How far it is stands there when a step comes ten seconds or later after the last time.
+    """
 
     EVERY = 10.0
 
@@ -142,7 +146,7 @@ class Lines(Silent):
 
 
 class Bar:
-    """A live bar for each model in training and one for the whole, with the time left."""
+    """A live bar for the whole, with the time left, and one for each model that is under way: what is over goes."""
 
     def __init__(self, planned: Plan) -> None:
         from rich.console import Console
@@ -156,6 +160,7 @@ class Bar:
         self._progress = Progress(*columns, console=Console(stderr=True))
         self._all = self._progress.add_task(planned.suite.name, total=1.0, note="")
         self._models: dict[str, TaskID] = {}
+        self._open = Counter(map(group_name, open_cells))
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -173,13 +178,22 @@ class Bar:
             self._say(f"{step.group}: {warning}".removeprefix(": "), "yellow")
         if step.group and not step.cell:
             self._train(step)
-        elif step.group in self._models:
-            self._progress.update(self._models[step.group], completed=1.0, note="measuring")
+        elif step.cell:
+            self._answered(step.group)
         note = f"{self._cells} of {self._of} cells, {self._work.left}"
         self._progress.update(self._all, completed=self._work.share, note=note)
 
     def _say(self, text: str, style: str) -> None:
         self._progress.console.print(text, style=style, markup=False, highlight=False)
+
+    def _answered(self, group: str) -> None:
+        self._open[group] -= 1
+        if group not in self._models:
+            return
+        if self._open[group] > 0:
+            self._progress.update(self._models[group], completed=1.0, note="measuring")
+        else:
+            self._progress.remove_task(self._models.pop(group))
 
     def _train(self, step: Step) -> None:
         if step.group not in self._models:

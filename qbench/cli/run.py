@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -12,10 +12,13 @@ from time import perf_counter
 from qbench.cli.main import ERROR, GOOD, UsageError
 from qbench.cli.progress import Bar, Display, Lines, Silent, weight
 from qbench.results.run import Run
+from qbench.suite.cells import Cell
 from qbench.suite.device import Device, find
 from qbench.suite.plugins import install
 from qbench.suite.run import Cost, Plan, execute, plan
 from qbench.suite.schema import Suite, load
+
+AFTER = "(after its trials)"  # where a dry run has no id to print
 
 
 def run(options: argparse.Namespace) -> int:
@@ -118,13 +121,21 @@ def print_speed(current: Run, answered: Sequence[str]) -> None:
 
 
 def _dry_run(planned: Plan) -> int:
+    """What would be run. Cells of an arm whose learning rate is not chosen have no id before it is."""
     open_cells = [cell for cell in planned.cells if cell.id not in planned.done]
     for cell in open_cells:
-        print(f"{cell.id}  {cell.arm}/{cell.seed}  {cell.title}")
-    seconds = sum(map(weight, open_cells))
-    models = sum(group[0].training is not None for group in planned.groups)
+        waits = cell.arm in planned.undecided and cell.measurement.what != "trial"
+        print(f"{AFTER if waits else cell.id}  {cell.arm}/{cell.seed}  {cell.title}")
+    tried = {(arm.name, arm.seeds[0]) for arm in planned.suite.arms if arm.rates}
+    seconds = sum(weight(cell) for cell in open_cells if not _cached(cell, tried))
+    models = sum(group[0].training is not None and not _cached(group[0], tried) for group in planned.groups)
     print(
         f"{len(planned.cells)} cells, {len(open_cells)} to run; {models} models; about {seconds:.0f} CPU seconds, "
         f"{seconds / planned.workers / 60:.1f} minutes on {planned.workers} workers"
     )
     return GOOD
+
+
+def _cached(cell: Cell, tried: Collection[tuple[str, int]]) -> bool:
+    """Whether a training is one of the trials of its arm, from which its model is taken."""
+    return cell.measurement.what == "training" and (cell.arm, cell.seed) in tried

@@ -1,8 +1,7 @@
 """Labelled images of a data set by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from qbench.data import hub
 from qbench.data.kept import Kept, kept
 from qbench.data.options import whole
 from qbench.data.text import BadData
-from qbench.data.vision import Images, labelled, plain, stacked
+from qbench.data.vision import Images, labelled, numbered, plain, readable, stacked
 
 KIND = "hf-images"
 OPTIONS = ("config", "split", "image", "label", "images")
@@ -75,9 +74,9 @@ def _read(wanted: hub.Asked) -> Images:
     columns: _Columns | None = None
     for split, place in places.items():
         rows = iter(splits[split])
-        for row in islice(rows, most):
+        for where, row in _first(rows, most, f"{wanted.title}: {split}"):
             columns = columns or _columns(wanted, splits[split].features, row)
-            pictures.append(plain(row[columns.image]))
+            pictures.append(plain(row[columns.image], where))
             labels.append(row[columns.label])
             published.append(-1 if place is None else place)
         notes += [f"{split}: the first {most} images"] * (next(rows, None) is not None)
@@ -88,6 +87,17 @@ def _read(wanted: hub.Asked) -> Images:
     where = np.array(published, dtype=np.int8)
     made = labelled(wanted.title, (pixels, numbers), classes, None if (where < 0).any() else where)
     return replace(made, detail="; ".join(filter(None, [*notes, sizes_note])))
+
+
+def _first(rows: Iterator[dict[str, Any]], most: int, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """At most so many rows, decoded, each with its place."""
+    for number in range(most):
+        where = f"{split}, row {number}"
+        with readable(where):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield where, row
 
 
 def _columns(wanted: hub.Asked, features: Mapping[str, Any] | None, row: Mapping[str, Any]) -> _Columns:
@@ -114,5 +124,4 @@ def _numbered(
     if not all(isinstance(label, int) and label >= 0 for label in labels):
         strange = next(label for label in labels if not (isinstance(label, int) and label >= 0))
         raise BadData(f"{wanted.title}: label {strange!r}; expected classes: leave out a split without, ?split=train")
-    numbers = np.array(labels, dtype=np.int64)
-    return numbers, names or tuple(map(str, range(int(numbers.max()) + 1)))
+    return (np.array(labels, dtype=np.int64), names) if names else numbered(wanted.title, labels)

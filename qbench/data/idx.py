@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qbench.data.text import BadData
 
 UNSIGNED_BYTE = 8  # the third byte of an idx file: its type
+MOST_SIZES = 3  # of images; labels have one
 
 
 def idx_folder(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]:
@@ -42,10 +43,14 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise BadData(
             f"{path}: not an idx file of bytes: it starts with {data[:4].hex(' ') or 'nothing'}, expected 00 00 08"
         )
+    if rank > MOST_SIZES:
+        raise BadData(f"{path}: its header has {rank} sizes; expected 3 of grey images, or 1 of labels")
     shape = tuple(int(size) for size in np.frombuffer(data, ">u4", rank, 4))
     found = len(data) - 4 - 4 * rank
     if found != prod(shape):
         raise BadData(f"{path}: its header promises {shape}, {prod(shape)} bytes; found {found}")
+    if not found:
+        raise BadData(f"{path}: its header promises {shape}: there is nothing in it")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 

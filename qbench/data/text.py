@@ -72,15 +72,17 @@ def stdlib() -> Corpus:
 def text(path: Path) -> Corpus:
     """A file, or a folder of files at any depth (hidden ones aside), whatever their encoding.
 
-    At least 20 different files are split by the rank of their content's hash, so that identical ones never fall on
-    both sides. Fewer are each cut after 90 % and 95 % of their bytes, at line ends.
+    Each file is a document; of a .jsonl file each line is one, its key "text". At least 20 different ones are split by
+    the rank of their content's hash, so that identical ones never fall on both sides. Fewer are each cut after 90 % and
+    95 % of their bytes, at line ends.
 
     Raises:
         BadData: nothing is there, it is empty, cannot be read, or leaves a split empty.
     """
     if not path.exists():
         raise BadData(f"{path}: no such file or folder; expected a text file or a folder of text files")
-    documents = _read(path, _walk(path, HIDDEN) if path.is_dir() else [path])
+    files = _read(path, _walk(path, HIDDEN) if path.is_dir() else [path])
+    documents = [one for file in files for one in _within(file, path / file.name if path.is_dir() else path)]
     # The name stored with results says which text it was, not where on this machine it lies.
     return joined(f"text:{path.resolve().name}", divided(documents), documents)
 
@@ -141,6 +143,18 @@ def _read(root: Path, paths: Iterable[Path]) -> list[Document]:
     if not documents:
         raise BadData(f"{root}: nothing to read in {len(named)} files; expected text that is not empty")
     return documents
+
+
+def _within(file: Document, path: Path) -> Iterator[Document]:
+    """The documents that a file holds."""
+    if path.suffix != ".jsonl":
+        yield file
+        return
+    from qbench.data.documents import documents
+
+    for one in documents(path):
+        content = one.text.encode()
+        yield Document(f"{file.name}:{one.name.rpartition(':')[2]}", content, sha256(content).digest())
 
 
 def places(hashes: Sequence[bytes], train: int, tune: int) -> NDArray[np.int8]:

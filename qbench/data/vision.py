@@ -1,9 +1,11 @@
 """Labelled images: scikit-learn's digits, MNIST's own files, or a folder of pictures per class, in three splits.
 
-Pixels are stored bytes, 255 the brightest; what a model wants to see is in `pixels.py`.
+Pixels are stored bytes, 255 the brightest; what a model wants to see is in `pixels.py`. Transparent pictures are laid
+on white, as a page shows it; one whose values are no bytes is refused, since it does not say which of them is white.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib import import_module
@@ -24,6 +26,10 @@ TUNE_OF_TRAIN = 95  # percent, where the data come with a test split of their ow
 SIDE = 256  # pictures of several sizes are scaled to this shorter side and cut to the middle square
 PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 GREY = ("1", "L")  # Pillow's modes without colour
+CLEAR = {"LA": "L", "RGBA": "RGB"}  # those that may be transparent, and what they are on paper
+MODES = (*GREY, "P", "RGB", "CMYK", "YCbCr", *CLEAR)  # whose values are bytes
+# Labels are numbers from 0 on; some classes may not occur, but not thousands of them.
+SPARE, SPARES = 1000, 100
 KINDS = ("digits", "idx:PATH", "images:PATH", "hf-images:NAME")
 
 
@@ -95,8 +101,8 @@ def idx(path: Path) -> Images:
 
     Raises BadData where a file is missing, truncated, or does not belong to its labels.
     """
-    pixels, labels, tests = idx_folder(path)
-    classes = tuple(map(str, range(int(labels.max()) + 1)))
+    pixels, found, tests = idx_folder(path)
+    labels, classes = numbered(str(path), found.tolist())
     published = np.where(tests, 2, 0).astype(np.int8)
     return labelled(f"idx:{path.resolve().name}", (pixels, labels), classes, published)
 
@@ -105,9 +111,10 @@ def folder(path: Path) -> Images:
     """A folder with one folder of pictures per class, in the order of their names. Needs Pillow.
 
     Pictures of one size are taken as they are; of several, each is scaled until its shorter side is 256 (bicubic) and
-    cut to the middle square, which `detail` says. Grey pictures stay grey where all are.
+    cut to the middle square, which `detail` says. Grey pictures stay grey where all are, transparent ones are laid on
+    white.
 
-    Raises BadData where there is no class with a picture, or a picture cannot be read.
+    Raises BadData where there is no class with a picture, or a picture cannot be read or has values that are no bytes.
     """
     if not path.is_dir():
         raise BadData(f"{path}: no such folder; expected one folder of pictures per class")
@@ -187,19 +194,60 @@ def stacked(pictures: Sequence[Any]) -> tuple[NDArray[np.uint8], str]:
     return pixels, f"several sizes: shorter side scaled to {SIDE}, middle square" if several else ""
 
 
+def numbered(name: str, labels: Sequence[int]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels that have no names, and as many classes as there are numbers up to the largest.
+
+    Raises BadData where that would be far more classes than occur: then they are no numbers of classes.
+    """
+    largest, occur = max(labels), len(set(labels))
+    if largest >= SPARE + SPARES * occur:
+        raise BadData(f"{name}: label {largest}, and {occur} different ones in all; expected numbers from 0 on")
+    return np.array(labels, dtype=np.int64), tuple(map(str, range(largest + 1)))
+
+
 def _picture(file: Path) -> Any:
     pillow = _package("PIL.Image", "pillow", "pictures")
+    with readable(file), pillow.open(file) as picture:
+        picture.load()
+        return plain(picture, file)
+
+
+@contextmanager
+def readable(where: object) -> Generator[None, None, None]:
+    """What goes wrong while a picture is read, as BadData about `where`: it is damaged, or too large to be one."""
+    pillow = _package("PIL.Image", "pillow", "pictures")
     try:
-        with pillow.open(file) as picture:
-            picture.load()
-            return plain(picture)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways to say that a file is damaged
-        raise BadData(f"{file}: cannot be read as a picture: {error}") from error
+        yield
+    except BadData:
+        raise
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+        raise BadData(f"{where}: cannot be read as a picture: {error}") from error
 
 
-def plain(picture: Any) -> Any:
-    """A picture of its own that is grey or RGB: no palette, no transparency, no open file."""
-    return picture.convert("RGB") if picture.mode not in GREY else picture.copy()
+def plain(picture: Any, where: object) -> Any:
+    """A picture of its own that is grey or RGB: no palette, no open file, on white where it is transparent.
+
+    Raises BadData about `where` for what is no picture, or one whose values are no bytes.
+    """
+    mode = getattr(picture, "mode", None)
+    if mode is None:
+        raise BadData(f"{where}: found no picture; leave this one out")
+    if mode not in MODES:
+        raise BadData(
+            f"{where}: its values are no bytes (Pillow's mode {mode}), and which of them is white it does not say; "
+            "scale them to 0 ... 255 and save it as an 8-bit picture"
+        )
+    if mode in CLEAR or "transparency" in picture.info:
+        return _on_white(picture)
+    return picture.copy() if mode in GREY else picture.convert("RGB")
+
+
+def _on_white(picture: Any) -> Any:
+    mode = "LA" if picture.mode in (*GREY, "LA") else "RGBA"
+    whole = picture.convert(mode)
+    paper = _package("PIL.Image", "pillow", "pictures").new(CLEAR[mode], picture.size, "white")
+    paper.paste(whole.convert(CLEAR[mode]), mask=whole.getchannel("A"))
+    return paper
 
 
 def _square(picture: Any) -> Any:

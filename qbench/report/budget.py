@@ -75,8 +75,8 @@ def scope_of(row: Row) -> str:
 def budgets(run: View, metric: str) -> list[Panel]:
     """One panel for each scope: `metric` (loss_increase or loss) against bits per value, for every arm and treatment.
 
-    The panels share their axes, so that scopes can be compared. Absolute losses leave out the arms that learned
-    nothing: they would press all others into a corner.
+    The panels share their axes, so that scopes can be compared. Absolute losses leave out the arms of which a seed
+    learned nothing: they would press all others into a corner.
     """
     if metric == "loss":
         lost = troubles.learned_nothing(run)
@@ -92,13 +92,13 @@ def budgets(run: View, metric: str) -> list[Panel]:
     x = axes.linear("bits per value", [mark.x for mark in marks])
     if metric == "loss":
         rules = _unquantized(run)
-        y = axes.linear("loss, nats/token", ends, around=[rule.at for rule in rules])
-        return [_panel(name, metric, drawn[name], (x, y), rules=rules, ringed=_best(drawn[name])) for name in order]
+        y = axes.linear(f"loss, {run.nats}", ends, around=[rule.at for rule in rules])
+        best = {name: _best(drawn[name]) for name in order}
+        return [_panel(name, drawn[name], (x, y), rules=rules, ringed=best[name]) for name in order]
     limits = floors(run, metric, dict.fromkeys(row.treatment for found in rows.values() for row in found))
-    y = axes.signed_log(
-        "loss increase, nats/token", ends, 10.0 ** round(log10(limits.window)) if limits.window else 1e-3
-    )
-    return [_panel(name, metric, drawn[name], (x, y), bands=_bands(limits)) for name in order]
+    knee = 10.0 ** round(log10(limits.window)) if limits.window else 1e-3
+    y = axes.signed_log(f"loss increase, {run.nats}", ends, knee)
+    return [_panel(name, drawn[name], (x, y), bands=_bands(limits)) for name in order]
 
 
 class Extras(TypedDict, total=False):
@@ -109,13 +109,11 @@ class Extras(TypedDict, total=False):
     ringed: tuple[Mark, ...]
 
 
-def _panel(
-    scope: str, metric: str, series: Sequence[Series], both: tuple[axes.Axis, axes.Axis], **extras: Unpack[Extras]
-) -> Panel:
+def _panel(scope: str, series: Sequence[Series], both: tuple[axes.Axis, axes.Axis], **extras: Unpack[Extras]) -> Panel:
     return Panel(
         name=scope,
         title=f"{scope}: {SCOPES[scope]}" if scope in SCOPES else scope,
-        summary=_summary(series, extras.get("ringed", ()), metric),
+        summary=_summary(series, extras.get("ringed", ()), both[1].title),
         x=both[0],
         y=both[1],
         series=tuple(series),
@@ -161,12 +159,11 @@ def _bands(limits: Floors) -> tuple[Band, ...]:
     return tuple(Band(low=-size, high=size, label=name) for size, name in known)
 
 
-def _summary(series: Sequence[Series], ringed: Sequence[Mark], metric: str) -> str:
-    what = "Loss increase" if metric == "loss_increase" else "Loss"
+def _summary(series: Sequence[Series], ringed: Sequence[Mark], measured: str) -> str:
     parts = [
         f"{one.name}: {number(one.marks[0].y)} with {one.marks[0].label} at {number(one.marks[0].x)} bits, "
         f"{number(one.marks[-1].y)} with {one.marks[-1].label} at {number(one.marks[-1].x)} bits"
         for one in series
     ]
     best = f" {counted(len(ringed), 'point')} of all arms lie on the front." if ringed else ""
-    return f"{what}, nats/token. {listed(parts)}.{best}" if parts else ""
+    return f"{measured[:1].upper()}{measured[1:]}. {listed(parts)}.{best}" if parts else ""

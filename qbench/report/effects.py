@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any, Literal
 
 from qbench.capture import sites
-from qbench.metrics.catalog import METRICS
 from qbench.report.view import Arm, Row, View, by_seed
 from qbench.report.words import THIN, counted, decimals_of, fixed, listed, number, with_unit
 from qbench.stats.interval import Interval, difference_interval, ratio_interval
@@ -40,6 +39,7 @@ class Effect:
     n: int = 0
     verdict: Verdict = "undecided"
     unit: str = ""
+    of_levels: str = ""  # the unit of `levels`, also where the effect is a ratio
     reason: str = ""  # why it is undecided, or what to keep in mind
     text: str = ""
     treatment: str = ""  # whose loss it is about, "" for tensors
@@ -60,7 +60,8 @@ def _effect(run: View, asked: Mapping[str, Any]) -> Effect:
         "compare": compare,
         "metric": metric,
         "null": float(null),
-        "unit": "×" if compare == "ratio" else METRICS[metric].unit,
+        "unit": "×" if compare == "ratio" else run.unit(metric),
+        "of_levels": run.unit(metric),
         "treatment": str(asked["measure"].get("treatment", "")),
     }
     found = [per_seed(run, *pair) for pair in pairs(asked)]
@@ -124,11 +125,10 @@ def _decided(low: float, high: float, side: str, null: float) -> tuple[Verdict, 
 
 
 def _worded(effect: Effect) -> Effect:
-    unit = METRICS[effect.metric].unit
     parts = [effect.claim.rstrip(".") + ":"]
     if effect.levels:
         levels = (f"{name} {number(level)}" for name, level in zip(effect.arms, effect.levels, strict=True))
-        parts.append(with_unit(" against ".join(levels), unit) + ";")
+        parts.append(with_unit(" against ".join(levels), effect.of_levels) + ";")
     if effect.value is not None:
         parts.append(f"{effect.compare} {magnitude(effect)} ({certainty(effect)}).")
     else:

@@ -6,7 +6,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from qbench.metrics.catalog import METRICS
 from qbench.report import (
     assets,
     budget,
@@ -185,7 +184,7 @@ def _answer_crossed(
 def _levels(effect: Effect) -> list[tuple[str, str]]:
     """The two arms and their means, the unit said once."""
     first, second = (number(level) for level in effect.levels or (0.0, 0.0))
-    return list(zip(effect.arms, (first, with_unit(second, METRICS[effect.metric].unit)), strict=True))
+    return list(zip(effect.arms, (first, with_unit(second, effect.of_levels)), strict=True))
 
 
 def _charts(seen: View, claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -255,11 +254,12 @@ def _budget(seen: View, budgets: Mapping[str, Sequence[Panel]]) -> dict[str, Any
     quantized = {row.treatment for row in seen.select("loss")} - {UNQUANTIZED}
     increase = budget.floors(seen, "loss_increase", quantized)
     absolute = budget.floors(seen, "loss", [UNQUANTIZED])
+    noise = [tables.noise(limits, seen.nats) for limits in (increase, absolute)]
     notes = {
-        "loss increase": f"{tables.noise(increase)} They are the shaded bands: within them a difference means nothing.",
-        "absolute loss": f"{tables.noise(absolute)} Dashes: arms with nothing quantized. Rings: the front of all arms.",
+        "loss increase": f"{noise[0]} They are the shaded bands: within them a difference means nothing.",
+        "absolute loss": f"{noise[1]} Dashes: arms with nothing quantized. Rings: the front of all arms.",
     }
-    stuck = troubles.learned_nothing(seen)
+    stuck = [*troubles.in_words(seen).values()]
     grids: dict[str, str] = {}
     return {
         "variants": [
@@ -270,7 +270,7 @@ def _budget(seen: View, budgets: Mapping[str, Sequence[Panel]]) -> dict[str, Any
             }
             for at, (label, panels) in enumerate(budgets.items())
         ],
-        "table": tables.of_budgets(budgets["loss increase"]) if "loss increase" in budgets else None,
+        "table": tables.of_budgets(budgets["loss increase"], seen.nats) if "loss increase" in budgets else None,
         "learned_nothing": LOST.format(listed(stuck)) if stuck else "",
     }
 

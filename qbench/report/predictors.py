@@ -3,13 +3,15 @@
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import isfinite, nan
 from statistics import fmean
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qbench.capture.sites import SiteNames, recorded, resolve
 from qbench.names import UnknownName
+from qbench.report.troubles import stuck
 from qbench.report.view import Arm, Row, View, place
 from qbench.stats.rank import FEWEST, Comparison, Table, compare
 
@@ -79,25 +81,46 @@ def predictors(
     """How well each of PREDICTORS `among` these that was measured orders the loss increases of a run, the best first.
 
     Ranks are taken within a quantizer, over all its treatments, arms and seeds, or with `by_scope` within one scope of
-    a quantizer, where only arms and seeds differ; what is of one arm and seed is resampled together. Predictors that
-    nothing in the run has are left out; None where fewer than three treatments have all others.
+    a quantizer, where only arms and seeds differ. An arm is resampled with all its seeds: they share what makes arms
+    differ, so three seeds are no three models. Where there is one arm, its seeds are resampled. Predictors that nothing
+    in the run has are left out; None where fewer than three treatments have all others.
     """
     seen = observations(run, names or own_names)
-    columns = {name: np.array([of(one) for one in seen]) for name, of in PREDICTORS.items() if name in among}
-    columns = {name: column for name, column in columns.items() if np.isfinite(column).any()}
+    columns = _columns(seen, among)
     complete = np.isfinite(np.array([*columns.values()])).all(0) if columns else np.zeros(0, bool)
     if complete.sum() < FEWEST:
         return None
     cost = np.array([one.cost for one in seen])
     strata = [(one.quantizer, one.scope if by_scope else "") for one in seen]
-    return compare(Table(columns, cost, [one.run for one in seen], strata))
+    arms = [one.run[0] for one in seen]
+    several = len({arms[i] for i in np.flatnonzero(complete)}) > 1
+    return compare(Table(columns, cost, arms if several else [one.run for one in seen], strata))
+
+
+def incomplete(seen: Sequence[Observation], among: Collection[str] = tuple(PREDICTORS)) -> dict[str, list[Observation]]:
+    """Observations that are not ranked, by the first of PREDICTORS `among` these that they lack and others have."""
+    columns = _columns(seen, among)
+    found: dict[str, list[Observation]] = {}
+    for at, one in enumerate(seen):
+        lacks = next((name for name, column in columns.items() if not isfinite(column[at])), None)
+        if lacks is not None:
+            found.setdefault(lacks, []).append(one)
+    return found
+
+
+def _columns(seen: Sequence[Observation], among: Collection[str]) -> dict[str, NDArray[np.float64]]:
+    """Each predictor of every observation [N], of those predictors that any observation has."""
+    columns = {name: np.array([of(one) for one in seen]) for name, of in PREDICTORS.items() if name in among}
+    return {name: column for name, column in columns.items() if np.isfinite(column).any()}
 
 
 def observations(run: View, names: Callable[[Arm], SiteNames]) -> list[Observation]:
     """Every treatment of activations with one quantizer and a scope or a site, joined with what else is known.
 
-    Shapes and errors are those measured after training, on the same kind of tensor.
+    Shapes and errors are those measured after training, on the same kind of tensor. Runs that learned nothing have
+    nothing to lose and are left out, one seed at a time.
     """
+    lost = stuck(run)
     shapes = _by_site(run.select("shape", kind="activation", step=None), lambda row: "")
     errors = _by_site(run.select("error", kind="activation", step=None), lambda row: row.quantizer)
     noise = _noise(run)
@@ -107,9 +130,9 @@ def observations(run: View, names: Callable[[Arm], SiteNames]) -> list[Observati
         arm = run.arm(row.arm)
         where = row.scope or row.site
         sites = _sites(where, names(arm)) if arm is not None and row.quantizer else ()
-        if COST not in row.values or not sites:
-            continue
         key = (row.arm, row.seed)
+        if COST not in row.values or not sites or key in lost:
+            continue
         found.append(
             Observation(
                 run=key,

@@ -40,7 +40,7 @@ def arms(run: View, treatments: Sequence[str]) -> Table:
     measured = [arm for arm in run.arms if run.select("loss", arm=arm.name)]
     limits = [floors(run, metric, [name]) for name, metric in wanted]
     return Table(
-        caption="Loss in nats per token: mean ± standard deviation over seeds",
+        caption=f"Loss in {run.nats.replace('/', ' per ')}: mean ± standard deviation over seeds",
         groups=(("", 4), ("full precision", 1), *((name, 2) for name in chosen)),
         columns=("arm", "wiring", "optimizer", "seeds", "loss", *(["loss", "increase"] * len(chosen))),
         rows=tuple((*_who(arm), *(_over_seeds(run, arm, *column) for column in wanted)) for arm in measured),
@@ -81,10 +81,10 @@ def _floor(value: float | None) -> str:
     return NONE if value is None else number(value, 2)
 
 
-def noise(limits: Floors) -> str:
+def noise(limits: Floors, unit: str) -> str:
     """The three floors in one line, for under a chart or a table."""
     parts = [f"{name} {_floor(getattr(limits, name))}" for name in FLOORS]
-    return f"Noise floors, nats/token: {', '.join(parts)}."
+    return f"Noise floors, {unit}: {', '.join(parts)}."
 
 
 def calibration(run: View) -> Table | None:
@@ -137,7 +137,7 @@ def _gaussian_note(errors: Mapping[tuple[str, str], Row], quantizers: Sequence[s
     return f"Gaussian data lies within {number(max(losses), 2)} dB of its closed form in every format shown."
 
 
-def of_budgets(panels: Sequence[Panel]) -> Table:
+def of_budgets(panels: Sequence[Panel], unit: str) -> Table:
     """What a chart of losses shows, for those who do not see it."""
     rows = [
         (series.name, panel.name, mark.label, number(mark.x), number(mark.y), _between(mark))
@@ -146,7 +146,7 @@ def of_budgets(panels: Sequence[Panel]) -> Table:
         for mark in series.marks
     ]
     columns = ("arm", "scope", "quantizer", "bits per value", "loss increase", "seeds span")
-    return Table(caption="Loss increase, nats/token: mean over seeds", columns=columns, rows=tuple(rows))
+    return Table(caption=f"Loss increase, {unit}: mean over seeds", columns=columns, rows=tuple(rows))
 
 
 def _between(mark: Mark) -> str:

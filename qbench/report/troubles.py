@@ -1,7 +1,7 @@
 """What went wrong: cells that failed, warnings of those that did not, grouped so that none is hidden."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,14 +50,34 @@ def warnings(run: View) -> list[Trouble]:
     return _grouped([(cell, text) for cell in run.cells for text in cell.warnings])
 
 
-def learned_nothing(run: View) -> list[str]:
-    """Arms whose every seed is stuck or diverged: having learned nothing they have nothing to lose to few bits."""
-    lost: dict[str, list[bool]] = defaultdict(list)
+def learned_nothing(run: View) -> dict[str, dict[int, bool]]:
+    """Arms of which a seed is stuck or diverged, with all their seeds, True for those.
+
+    What learned nothing has nothing to lose to few bits. The mean of such a seed and others is that of no model, so an
+    arm is no candidate for the best where one of its seeds is of them.
+    """
+    lost: dict[str, dict[int, bool]] = defaultdict(dict)
     for cell in run.cells:
         if part(cell.spec, "measurement").get("what") == "training":
             warned = any(text.lower().startswith(LEARNED_NOTHING) for text in cell.warnings)
-            lost[str(cell.spec.get("arm", ""))].append(warned)
-    return [arm for arm, seeds in lost.items() if all(seeds)]
+            lost[str(cell.spec.get("arm", ""))][int(cell.spec.get("seed") or 0)] = warned
+    names = {arm.name for arm in run.arms}
+    return {arm: seeds for arm, seeds in lost.items() if any(seeds.values()) and arm in names}
+
+
+def stuck(run: View) -> set[tuple[str, int]]:
+    """Arm and seed of every training that learned nothing."""
+    return {(arm, seed) for arm, seeds in learned_nothing(run).items() for seed, is_lost in seeds.items() if is_lost}
+
+
+def in_words(run: View) -> dict[str, str]:
+    """The arms of which a seed learned nothing, by name, with the number of seeds where others learned something."""
+    return {arm: f"{arm}{_share(seeds)}" for arm, seeds in learned_nothing(run).items()}
+
+
+def _share(seeds: Mapping[int, bool]) -> str:
+    count = sum(seeds.values())
+    return "" if count == len(seeds) else f" (in {count} of {len(seeds)} seeds)"
 
 
 def _grouped(found: Iterable[tuple[Closing, str]]) -> list[Trouble]:

@@ -7,8 +7,9 @@ from operator import attrgetter
 from statistics import fmean, stdev
 from typing import Any, get_args
 
+from qbench.metrics.catalog import METRICS
 from qbench.models.spec import Wiring
-from qbench.report import factors, twins
+from qbench.report import factors, twins, words
 from qbench.results.record import Closing, Record
 from qbench.results.run import Run, part
 
@@ -80,6 +81,15 @@ class View:
         """Rows of the tensors with known moments."""
         arms = {arm.name for arm in self.arms}
         return [row for row in matching(self.index.of(what), what, {}) if row.arm not in arms]
+
+    @property
+    def nats(self) -> str:
+        """What its losses are in: `nats/token`, or `nats/image` where models read images."""
+        return words.nats(arm.model for arm in self.arms)
+
+    def unit(self, metric: str) -> str:
+        """Of a metric of this run; the catalog's is that of language models."""
+        return METRICS[metric].unit.replace(words.PER_TOKEN, self.nats)
 
     def arm(self, name: str) -> Arm | None:
         return next((arm for arm in self.arms if arm.name == name), None)

@@ -1,7 +1,7 @@
 """Numbers as a reader wants them: sensible digits, real minus signs, units."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import floor, isfinite, log10
 from typing import Any
 
@@ -12,6 +12,8 @@ HUB = re.compile(r"[\w.-]+/[\w.-]+")  # the id of a dataset on the Hugging Face 
 THIN = "\u202f"  # narrow no-break space
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNITS: Mapping[str, str] = {"1": "", "count": ""}
+PER_TOKEN, PER_IMAGE = "nats/token", "nats/image"
+IMAGES = ("vision", "image-classification")  # tasks of models that have one loss for an image
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -76,6 +78,15 @@ def with_unit(text: str, unit: str) -> str:
     """
     unit = UNITS.get(unit, unit)
     return f"{text}{THIN}{unit}" if unit else text
+
+
+def nats(models: Iterable[Mapping[str, Any]]) -> str:
+    """What the losses of a run's models are counted in.
+
+    >>> nats([{"arch": "residual"}]), nats([{"arch": "residual", "task": "vision"}])
+    ('nats/token', 'nats/image')
+    """
+    return PER_IMAGE if any(model.get("task") in IMAGES for model in models) else PER_TOKEN
 
 
 def listed(items: Sequence[str], last: str = "and") -> str:

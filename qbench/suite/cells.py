@@ -7,12 +7,10 @@ from typing import Any, Literal
 from qbench.data.catalog import stored_name
 from qbench.models.spec import ModelSpec
 from qbench.results import digest
+from qbench.suite import revisions
 from qbench.suite.value import PRETRAINED, STACK, Treatment
 from qbench.train.spec import TrainingSpec
 
-TRAIN_REVISION = 1  # raised by hand when training gives other weights
-INSIDE_REVISION = 2  # of trainings whose factors are quantized, or that round up and down at random
-MEASURE_REVISION = 2  # raised by hand when a measurement gives other numbers; quantizers have revisions of their own
 DIGITS = 16  # hexadecimal, of an id
 
 # What is watched during a training changes its record and not its weights.
@@ -202,7 +200,7 @@ class Cell:
         """
         model = {name: value for name, value in self.model.items() if name != "arch"}
         weights = {"model": model, "training": unwatched(self.training), "seed": self.seed, "data": self.data_digest}
-        where = {"torch": self.torch_version, "device": self.device, "revision": TRAIN_REVISION}
+        where = {"torch": self.torch_version, "device": self.device, "revision": revisions.TRAIN}
         where |= {name: value for name, value in self.revisions.items() if name == "trained_with"}
         return digest.of(weights | where)
 

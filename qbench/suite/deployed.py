@@ -4,18 +4,21 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from qbench.data.catalog import located, split
+from qbench.data.catalog import CALIBRATING, ONLY_CALIBRATING, located, split
 from qbench.names import UnknownName, pick
 from qbench.quant.kernels import KERNELS
 from qbench.suite import quantizers
 from qbench.suite.findings import Findings, Path
 from qbench.suite.form import SuiteForm, settings
+from qbench.suite.grid import loads
 from qbench.suite.loaded import FromSuite
 from qbench.suite.value import CalibrationData, Evaluate, Sensitivity, Tasks
 from qbench.train.catalog import OPTIMIZERS
 
 ONLY_LOADED = ("calibration", "kernels", "sensitivity", "eval", "optimizers")
 ONLY_PASSAGES = ("context", "stride", "bos", "look")
+ONLY_TRAINED = ("seeds", "spec", "training")
+WHOLE = "is for models that are trained here; loaded ones are judged on whole texts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,8 @@ def asked(form: SuiteForm, findings: Findings, absolute: FromSuite, loading: boo
     """These parts, checked; `loading` says whether the suite's models are loaded."""
     if not loading and form.models:
         _refuse(form, findings)
+    elif form.models and all(map(loads, form.models)):
+        _refuse_trained(form, findings)
     if form.calibration is None:
         _refuse_static(form, findings)
     asks = form.evaluate
@@ -84,14 +89,30 @@ def data(name: str, path: Path, findings: Findings, absolute: FromSuite) -> str:
 
 
 def _refuse(form: SuiteForm, findings: Findings) -> None:
+    """What only models from elsewhere have, or read."""
     for key in ONLY_LOADED:
         if getattr(form, key):
             findings.add((key,), "is measured of models that are loaded (load: FOLDER), not of trained ones", key=True)
+    for i in (i for i, entry in enumerate(form.tensors) if entry.outliers):
+        findings.add(("tensors", i, "outliers"), "is measured of models that are loaded (load: FOLDER)", key=True)
+    if form.data == CALIBRATING:
+        findings.add(("data",), f"{CALIBRATING} {ONLY_CALIBRATING}")
     if len(form.evaluate.windows) > 1:
         findings.add(("evaluate", "windows"), "several looks are for models that are loaded; seeds are the sample here")
-    for key in settings(form.evaluate):
-        if key in ONLY_PASSAGES:
-            findings.add(("evaluate", key), "is for models that are loaded; trained ones have spec.context", key=True)
+    for key in (key for key in settings(form.evaluate) if key in ONLY_PASSAGES):
+        findings.add(("evaluate", key), "is for models that are loaded; trained ones have spec.context", key=True)
+
+
+def _refuse_trained(form: SuiteForm, findings: Findings) -> None:
+    """What says how models are made, or which split of a text is read, has no say about models that are there."""
+    for key in ONLY_TRAINED:
+        if key in form.model_fields_set and not (key == "seeds" and form.stacks):
+            findings.add((key,), "is for models that are trained here, and all of this suite are loaded", key=True)
+    if "split" in form.evaluate.model_fields_set:
+        findings.add(("evaluate", "split"), WHOLE, key=True)
+    for i, entry in enumerate(form.tensors):
+        if entry.split is not None and entry.kind != "weight":  # of weights it is a mistake whatever the models
+            findings.add(("tensors", i, "split"), WHOLE, key=True)
 
 
 def _refuse_static(form: SuiteForm, findings: Findings) -> None:
@@ -131,7 +152,10 @@ def _sensitivity(form: SuiteForm, findings: Findings) -> tuple[Sensitivity, ...]
             for part in ("weights", "inputs")
             if getattr(entry, part)
         }
-        made.append(Sensitivity(**names, top=entry.top or 0))
+        one = Sensitivity(**names, top=entry.top or 0)
+        if one in made:
+            findings.add(("sensitivity", i), "measured a second time")
+        made.append(one)
     return tuple(made)
 
 

@@ -9,10 +9,8 @@ from qbench.capture.sites import CALIBRATION_SITES, SiteNames, resolve
 from qbench.data.catalog import stored_name
 from qbench.quant.catalog import quantizer_spec
 from qbench.stats.looks import added
+from qbench.suite import revisions
 from qbench.suite.cells import (
-    INSIDE_REVISION,
-    MEASURE_REVISION,
-    TRAIN_REVISION,
     WATCHING,
     Cell,
     Environment,
@@ -22,10 +20,8 @@ from qbench.suite.cells import (
     unwatched,
 )
 from qbench.suite.value import CALIBRATION, STACK, Arm, Pretrained, Suite, Tensors
-from qbench.train.spec import FROM_LIBRARIES, TrainingSpec
 
 ROWS, WIDTH = 2048, 96  # of the calibration tensors
-_WITH_FACTORS = {"state:factors", "state:bases", "state:all"}
 CONTEXT = 512  # tokens of a window, where neither the suite nor the model says less
 
 
@@ -142,7 +138,7 @@ def _stacks(suite: Suite, environment: Environment) -> Iterator[Cell]:
                 seed=seed,
                 data="synthetic",
                 measurement=measurement,
-                revisions=_revisions(measurement),
+                revisions=revisions.of_measurement(measurement),
                 **replace(environment, data_digest="").of_cells(),
             )
 
@@ -223,8 +219,8 @@ def _cell(suite: Suite, environment: Environment, whose: tuple[Arm, int], measur
     training = None
     if arm.training is not None:
         training = {name: listed(value) for name, value in arm.training.stored().items()}
-    trained: dict[str, Any] = {} if found is not None else {"train": TRAIN_REVISION}
-    trained |= {} if arm.training is None else _trained_with(arm.training, environment)
+    trained: dict[str, Any] = {} if found is not None else {"train": revisions.TRAIN}
+    trained |= {} if arm.training is None else revisions.of_training(arm.training, environment)
     return Cell(
         suite=suite.name,
         version=suite.version,
@@ -236,7 +232,7 @@ def _cell(suite: Suite, environment: Environment, whose: tuple[Arm, int], measur
         seed=seed,
         data=suite.data,
         measurement=measurement,
-        revisions=trained | _revisions(measurement) | _libraries(measurement, environment),
+        revisions=trained | revisions.of_measurement(measurement) | revisions.of_library(measurement, environment),
         sources=_sources(suite, environment, arm),
         **environment.of_cells(),
     )
@@ -275,30 +271,6 @@ def _calibration(suite: Suite, environment: Environment) -> Iterator[Cell]:
             seed=0,
             data="synthetic",
             measurement=measurement,
-            revisions=_revisions(measurement),
+            revisions=revisions.of_measurement(measurement),
             **replace(environment, data_digest="").of_cells(),
         )
-
-
-def _revisions(measurement: Measurement) -> dict[str, Any]:
-    used = [measurement.quantizer] if measurement.quantizer else []
-    used += measurement.treatment.assign.values() if measurement.treatment else []
-    return {"measure": MEASURE_REVISION, "quantizers": sorted({quantizer_spec(name).revision for name in used})}
-
-
-def _trained_with(training: TrainingSpec, environment: Environment) -> dict[str, Any]:
-    """What decides about trained weights beside the spec and our own code; nothing for most trainings."""
-    library = FROM_LIBRARIES.get(training.optimizer, "")
-    found: dict[str, Any] = {library: environment.libraries.get(library, "")} if library else {}
-    inside = training.quantized or {}
-    specs = [quantizer_spec(name) for name in inside.values()]
-    found |= {"quantizers": sorted({spec.revision for spec in specs})} if inside else {}
-    if _WITH_FACTORS & inside.keys() or any(spec.rounding.startswith("sr:") for spec in specs):
-        found["inside"] = INSIDE_REVISION
-    return {"trained_with": found} if found else {}
-
-
-def _libraries(measurement: Measurement, environment: Environment) -> dict[str, Any]:
-    """The version of the library whose code is measured."""
-    library = str(measurement.options.get("library", ""))
-    return {library: environment.libraries.get(library, "")} if library else {}

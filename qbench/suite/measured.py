@@ -16,7 +16,7 @@ KINDS: tuple[Kind, ...] = ("activation", "weight")  # what a treatment may quant
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """Selects places in every arm; `arms` has one arm of each set of names."""
+    """Selects places in every arm; `arms` are those of `one_of_each`."""
 
     arms: Sequence[Arm]
     findings: Findings
@@ -49,8 +49,19 @@ def _resolve(pattern: str, kind: Kind, arm: Arm) -> tuple[str, ...]:
 
 
 def one_of_each(arms: Sequence[Arm]) -> tuple[Arm, ...]:
-    """The first arm of each set of names: of each wiring and depth, and each model that is loaded."""
-    return tuple({arm.names: arm for arm in reversed(arms)}.values())[::-1]
+    """The first arm of each set of names: of each wiring and depth, and each model that is loaded. Every arm beside
+    them that is compared with a reference, or has quantizers inside its training: claims ask which those are.
+    """
+
+    def key(arm: Arm) -> tuple[object, str]:
+        return arm.names, arm.name if arm.reference or inside(arm) else ""
+
+    return tuple({key(arm): arm for arm in reversed(arms)}.values())[::-1]
+
+
+def inside(arm: Arm) -> bool:
+    """Whether something is quantized in its training."""
+    return bool(arm.training and arm.training.quantized)
 
 
 def tensors(entries: Sequence[TensorsEntry], sites: Sites) -> tuple[Tensors, ...]:

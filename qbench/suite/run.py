@@ -155,9 +155,9 @@ def plan(suite: Suite, out: Path, device: Device, workers: int, plugin_files: Se
 
 
 def _answered(out: Path) -> Mapping[str, Attempt]:
-    """What a folder holds of earlier runs, by cell; nothing where there is none yet."""
+    """The trials that a folder holds, by cell, and how other cells ended; nothing where there is no run yet."""
     try:
-        return read(out).cells
+        return read(out, only={"trial"}).cells
     except NoRun:
         return {}
 

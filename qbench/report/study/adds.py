@@ -1,12 +1,16 @@
 """Where a branch joins the stream: how much of it, how correlated, and what that does to the kurtosis of the sum."""
 
+from collections.abc import Iterable, Mapping, Sequence
+
+from qbench.models.spec import Wiring
 from qbench.report.study import depth, lines
 from qbench.report.study.crossing import Crossing
 from qbench.report.study.depth import Metric
 from qbench.report.study.form import Figure, Section, Variant
-from qbench.report.view import Row, View
-from qbench.report.words import number
+from qbench.report.view import Arm, Row, View
+from qbench.report.words import counted, listed, number
 
+SHAPED: Wiring = "parallel"
 SIZES = (
     Metric(
         name="add/variance_ratio/tensor",
@@ -61,31 +65,46 @@ def section(seen: View, where: Crossing) -> Section | None:
         title="Where branches join",
         link="Additions",
         about=(
-            "Sums of independent parts are never heavier-tailed than their heavier part: (k_x + r² k_f) / (1 + r)². "
-            "What lies above the dashed line is dependence: positive joint cumulants, or a branch that cancels."
+            "The excess kurtosis of independent parts' sum is (k_x + r² k_f) / (1 + r)², with k_x that of the stream, "
+            "k_f that of the branch, and r the branch's variance over the stream's: never farther from Gaussian than "
+            "the farther of the two. What lies above the dashed line is dependence: positive joint cumulants, or a "
+            "branch that cancels."
         ),
-        said=tuple(_said([row for found in rows.values() for row in found])),
+        said=tuple(_said([arm for arm in where.main.values() if arm.wiring != SHAPED], rows)),
+        cautions=tuple(_shaped(arm.name for arm in where.main.values() if arm.wiring == SHAPED and rows[arm.name])),
         figures=tuple(figures),
     )
 
 
-def _said(rows: list[Row]) -> list[str]:
+def _shaped(names: Iterable[str]) -> list[str]:
+    found = listed([*names])
+    return [f"Shaped blocks have no stream, so their sums are drawn and not counted: {found}."] if found else []
+
+
+def _said(arms: Sequence[Arm], rows: Mapping[str, Sequence[Row]]) -> list[str]:
     """How often dependence raises the kurtosis, and that the identity holds."""
-    both = [
-        (row.values["add/kurtosis/sum/tensor"], row.values["add/kurtosis/independent/tensor"])
-        for row in rows
-        if {"add/kurtosis/sum/tensor", "add/kurtosis/independent/tensor"} <= row.values.keys()
-    ]
+    places = [seeds for arm in arms for seeds in beyond(rows[arm.name], "independent").values()]
     said: list[str] = []
-    if both:
-        above = sum(measured > independent for measured, independent in both)
-        said.append(f"The sum is heavier-tailed than independence would make it at {above} of {len(both)} additions.")
-    gaps = [
-        abs(row.values["add/kurtosis/sum/tensor"] - row.values["add/kurtosis/predicted/tensor"])
-        for row in rows
-        if {"add/kurtosis/sum/tensor", "add/kurtosis/predicted/tensor"} <= row.values.keys()
-    ]
+    if places:
+        above = sum(min(seeds) > 0 for seeds in places)
+        below = sum(max(seeds) < 0 for seeds in places)
+        said.append(
+            f"Of {counted(len(places), 'place')} where a branch joins, each of one arm, the sum is heavier-tailed than "
+            f"independence would make it in every seed at {above}, lighter in every seed at {below}, and neither at "
+            f"{len(places) - above - below}."
+        )
+    gaps = [abs(gap) for arm in arms for seeds in beyond(rows[arm.name], "predicted").values() for gap in seeds]
     if gaps:
         within = number(max(gaps), 1) if max(gaps) else "the digits stored"
         said.append(f"Predicted from all joint cumulants (an identity), it is met within {within} everywhere.")
     return said
+
+
+def beyond(rows: Sequence[Row], expected: str) -> dict[str, list[float]]:
+    """Of one arm, by place: the excess kurtosis of the sum minus the `expected` one, a number for each seed."""
+    names = "add/kurtosis/sum/tensor", f"add/kurtosis/{expected}/tensor"
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if set(names) <= row.values.keys():
+            found.setdefault(row.site, []).append(row.values[names[0]] - row.values[names[1]])
+    return found

@@ -15,8 +15,9 @@ from qbench.report.factors import OPTIMIZERS
 from qbench.report.study.crossing import Crossing
 from qbench.report.tables import NONE, Table
 from qbench.report.view import View
-from qbench.report.words import counted, listed, number
+from qbench.report.words import counted, listed, number, with_unit
 
+PAIRED = "loss_increase"
 MARKS: Mapping[Verdict, str] = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 
 
@@ -87,10 +88,15 @@ def _claim(where: Crossing, cells: Sequence[tuple[str, Effect]]) -> Claim:
     within = a.optimizer == b.optimizer
     names = [without(effect.claim, [name] if not within else ()) for name, effect in cells]
     between = (a.architecture, b.architecture) if within else (a.optimizer, b.optimizer)
-    shorter = [_variant(where, name)[0] > 0 for name in first.arms]
     inside = ["", ""] if a.quantized == b.quantized else [f", {one.quantized or 'nothing'} inside" for one in (a, b)]
-    one, two = (f"{between[i]}{', shorter' * shorter[i]}{inside[i]}" for i in (0, 1))
+    one, two = (f"{between[i]}{_steps(where, [effect.arms[i] for _, effect in cells])}{inside[i]}" for i in (0, 1))
     return Claim(label=Counter(names).most_common(1)[0][0], between=(one, two), by=dict(cells))
+
+
+def _steps(where: Crossing, names: Sequence[str]) -> str:
+    """The steps of arms that are one schedule of their pairs, where it is not the longest."""
+    shorter = sorted({where.known[name].steps for name in names if _variant(where, name)[0] > 0})
+    return f", {listed([str(steps) for steps in shorter], 'or')} steps" if shorter else ""
 
 
 def without(claim: str, others: Sequence[str] = ()) -> str:
@@ -156,17 +162,20 @@ def _cell(effect: Effect | None) -> Markup | str:
 
 
 def _floors(seen: View, claim: Claim) -> Markup | str:
-    """Of claims about losses: the standard error over windows, and the deviation over seeds."""
+    """Of claims about loss increases, which are paired by window; the windows of an absolute loss say how hard they
+    are, not how far two models differ.
+    """
     effect = next(iter(claim.by.values()))
-    if not effect.treatment:
+    if effect.metric != PAIRED or not effect.treatment:
         return NONE
-    limits = floors(seen, effect.metric, [effect.treatment])
-    return Markup('<small class="how">{}</small>').format(_named(limits) or NONE)
+    named = _named(floors(seen, PAIRED, [effect.treatment]), seen.nats)
+    return Markup('<small class="how">{}</small>').format(named) if named else NONE
 
 
-def _named(limits: Floors) -> str:
+def _named(limits: Floors, unit: str) -> str:
     named = {"window": limits.window, "seed": limits.seed}
-    return ", ".join(f"{name} {number(value, 2)}" for name, value in named.items() if value is not None)
+    known = ", ".join(f"{name} {number(value, 2)}" for name, value in named.items() if value is not None)
+    return with_unit(known, unit) if known else ""
 
 
 def answers(found: Claims) -> list[tuple[str, str, str, Sequence[tuple[str, str]]]]:
@@ -253,16 +262,30 @@ COUNTED: Mapping[str, str] = {
 }
 
 
+ALONE: Mapping[Verdict, str] = {"supported": "all", "contradicted": "none", "undecided": "open"}
+
+
 def headline(found: Claims, effects_: Sequence[Effect]) -> str:
-    """How many claims hold with every optimizer, and what chance alone would decide."""
-    kinds = Counter(pattern(claim) for claim in found.every)
-    many = len(found.every)
-    if not many:
+    """How many claims hold wherever they were asked, and in how many ways they were asked."""
+    if not found.every:
         return summary.headline(effects_)
+    kinds = Counter([*(pattern(claim) for claim in found.every), *(ALONE[effect.verdict] for effect in found.alone)])
     parts = [
         f"{kinds[name]} {'is' if kinds[name] == 1 else 'are'} {words}" for name, words in COUNTED.items() if kinds[name]
     ]
-    return f"Of {counted(many, 'claim')}, asked optimizer by optimizer, {listed(parts)}."
+    return f"Of {counted(kinds.total(), 'claim')}{_asked(found)} {listed(parts)}."
+
+
+def _asked(found: Claims) -> str:
+    ways = {
+        "optimizer by optimizer": len(found.of_architectures),
+        "architecture by architecture": len(found.of_optimizers),
+        "of one pair of arms": len(found.alone),
+    }
+    told = {how: many for how, many in ways.items() if many}
+    if len(told) == 1:
+        return f", asked {next(iter(told))},"
+    return f" ({', '.join(f'{many} asked {how}' for how, many in told.items())}),"
 
 
 def chance(effects_: Sequence[Effect]) -> str:

@@ -121,7 +121,7 @@ def _losses(seen: View, where: Crossing) -> lines.Chart | None:
         name="learning",
         title="Loss while training",
         x="training step",
-        y="tuning loss, nats/token",
+        y=f"tuning loss, {seen.nats}",
         marks=marks,
         up="logarithmic",
     )

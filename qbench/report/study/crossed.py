@@ -1,10 +1,10 @@
 """The plain charts of a study with many arms: one optimizer at a time, one seed in the cloud, and tables that fit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from qbench.report import budget, charts
+from qbench.report import budget, charts, troubles
 from qbench.report.panels import Panel, Series
 from qbench.report.payload import Rows, packed, short
 from qbench.report.study.crossing import Crossing
@@ -28,24 +28,26 @@ def clouds(seen: View, where: Crossing) -> charts.Clouds:
 def budgets(seen: View, where: Crossing, metric: str) -> dict[str, list[Panel]]:
     """By optimizer: one panel for each scope, lines are architectures; only the treatments on each arm's own front."""
     drawn = {name: budget.budgets(seen.of(where.with_optimizer(name)), metric) for name in where.optimizers}
-    return {name: [_front(silent(panel)) for panel in panels] for name, panels in drawn.items() if panels}
+    lost = troubles.learned_nothing(seen)
+    return {name: [_front(silent(panel), lost) for panel in panels] for name, panels in drawn.items() if panels}
 
 
-def _front(panel: Panel) -> Panel:
+def _front(panel: Panel, lost: Collection[str]) -> Panel:
     """Seven arms with all of their treatments would hide each other; the table has the others."""
     fronts = [replace(one, marks=tuple(one.marks[i] for i in one.line)) for one in panel.series]
     found = tuple(replace(one, line=tuple(range(len(one.marks)))) for one in fronts)
-    return replace(panel, series=found, summary=_summary(found, panel.y.title))
+    return replace(panel, series=found, summary=_summary(found, panel.y.title, lost))
 
 
-def _summary(series: Sequence[Series], measured: str) -> str:
-    """Who is best with the fewest and with the most bits; the tables have the rest."""
-    shown = [one for one in series if one.marks]
+def _summary(series: Sequence[Series], measured: str, lost: Collection[str]) -> str:
+    """Who is best with the fewest and with the most bits, of those that learned something; the tables have the rest."""
+    lines = counted(sum(bool(one.marks) for one in series), "line")
+    shown = [one for one in series if one.marks and one.name not in lost]
     if not shown:
-        return ""
+        return f"{lines} of {measured}." if any(one.marks for one in series) else ""
     few, many = (min(shown, key=lambda one: one.marks[at].y) for at in (0, -1))
     return (
-        f"{counted(len(shown), 'line')} of {measured}. Lowest with the fewest bits: {few.name}, "
+        f"{lines} of {measured}. Lowest with the fewest bits: {few.name}, "
         f"{number(few.marks[0].y, 2)} at {number(few.marks[0].x)} bits; with the most: {many.name}, "
         f"{number(many.marks[-1].y, 2)} at {number(many.marks[-1].x)} bits."
     )
@@ -69,7 +71,7 @@ def _table(seen: View, where: Crossing, scope: str, treatments: Sequence[str]) -
         }
         rows.append((where.title(arm), *(number(one.mean, 2) if (one := found[name]) else NONE for name in treatments)))
     return Table(
-        caption=f"{scope}: loss increase, nats/token, mean over seeds",
+        caption=f"{scope}: loss increase, {seen.nats}, mean over seeds",
         columns=("arm", *(name.partition(" @ ")[0] for name in treatments)),
         rows=tuple(rows),
         styles=tuple(arm.style for arm in where.main.values()),

@@ -1,48 +1,23 @@
-"""Equal loss: what quantizing costs a model that was stopped earlier, at the loss of the one it is compared with.
-
-A worse model is less sensitive. Arms that were also trained on shorter full schedules give a line of increases over
-losses in full precision; between two schedules the logarithm of the increase is taken as linear in the loss.
-"""
+"""The section about equal loss: increases read off between the schedules of a model, where another one ends."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from math import exp, log
 from typing import Any
 
 from markupsafe import Markup
 
-from qbench.report import effects, troubles
+from qbench.report import troubles
 from qbench.report.panels import Mark
-from qbench.report.study import grids, lines
-from qbench.report.study.crossing import Crossing, Pair
+from qbench.report.study import grids, lines, rates
+from qbench.report.study.crossing import Crossing
 from qbench.report.study.form import Figure, Section, Variant
 from qbench.report.study.levels import level
+from qbench.report.study.stopped import Equal, Point, comparisons, points
 from qbench.report.tables import NONE, Table
-from qbench.report.view import UNQUANTIZED, Arm, View, by_seed
+from qbench.report.view import Arm, View
 from qbench.report.words import listed, number
-from qbench.stats.interval import Interval, ratio_interval
+from qbench.stats.interval import Interval
 
 LARGE = 1e6  # ends of intervals beyond it say nothing
-Point = tuple[float, float]  # loss in full precision, increase
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Equal:
-    """The longer-trained arm stopped where the other one ends: both increases there, and their ratio over seeds.
-
-    `other` ends at `loss`; `stopped` is of the arm with several schedules. `reason` says why there is no number.
-    """
-
-    treatment: str
-    stopped: Pair
-    other: Pair
-    loss: float
-    increases: tuple[float, float] | None = None
-    at_end: Interval | None = None
-    ratio: Interval | None = None
-    n: int = 0
-    reason: str = ""
 
 
 def section(seen: View, where: Crossing, claims: Sequence[Mapping[str, Any]]) -> Section | None:
@@ -61,8 +36,10 @@ def section(seen: View, where: Crossing, claims: Sequence[Mapping[str, Any]]) ->
         about=(
             "Equal steps is not equal loss. Each line follows one architecture through its schedules, each run to its "
             "end: read two architectures at the same place on the horizontal axis, not at their last marks."
+            f"{rates.kept(seen, where)}"
         ),
         said=tuple(_said(where, found)),
+        cautions=tuple(_cautions(seen, where)),
         maps=(("How many times the increase of the other", tuple(_maps(where, charts, found))),)
         * any(map(_told, found)),
         figures=(
@@ -81,28 +58,27 @@ def section(seen: View, where: Crossing, claims: Sequence[Mapping[str, Any]]) ->
     )
 
 
-def points(seen: View, arm: Arm, treatment: str) -> dict[int, Point]:
-    """By seed, where both are known."""
-    plain = by_seed(seen.select("loss", arm=arm.name, treatment=UNQUANTIZED), "loss")
-    costs = effects.per_seed(seen, arm.name, {"treatment": treatment, "metric": "loss_increase"})
-    return {seed: (plain[seed], costs[seed]) for seed in sorted(plain.keys() & costs.keys())}
+def _cautions(seen: View, where: Crossing) -> Iterator[str]:
+    if lost := troubles.in_words(seen.of(arm for arms in where.schedules.values() for arm in arms)):
+        yield f"Learned nothing, and so neither drawn nor compared: {listed([*lost.values()])}."
 
 
 def _chart(seen: View, where: Crossing, treatment: str, compared: Sequence[Equal]) -> lines.Chart | None:
     lost = troubles.learned_nothing(seen)
     marks: dict[str, list[Mark]] = {}
     for pair, arm in where.main.items():
-        found = [_mark(where, one, points(seen, one, treatment)) for one in where.schedules[pair]]
+        schedules = [one for one in where.schedules[pair] if one.name not in lost]
+        found = [_mark(where, one, points(seen, one, treatment)) for one in schedules]
         alone = all(len(where.schedules[p]) < 2 for p in where.schedules if p[1] == pair[1])
-        if arm.name not in lost and any(found) and not (alone and where.crossed):
+        if any(found) and not (alone and where.crossed):
             marks[arm.name] = sorted((mark for mark in found if mark), key=lambda mark: mark.x)
     if not any(len(found) > 1 for found in marks.values()):
         return None
     return lines.Chart(
         name=f"equal {treatment}",
         title=f"Increase by {treatment}",
-        x="loss in full precision, nats/token",
-        y="loss increase, nats/token",
+        x=f"loss in full precision, {seen.nats}",
+        y=f"loss increase, {seen.nats}",
         marks=marks,
         up="logarithmic",
         seen={name: _seen(name, compared) for name in where.optimizers},
@@ -122,64 +98,6 @@ def _mark(where: Crossing, arm: Arm, found: Mapping[int, Point]) -> Mark | None:
     if x is None or y is None:
         return None
     return y.mark(x.mean, f"{arm.name}, {where.known[arm.name].steps} steps", told=True)
-
-
-def comparisons(seen: View, where: Crossing, treatment: str) -> list[Equal]:
-    """Every architecture of an optimizer against each that has several schedules, stopped at the first one's loss."""
-    lost = troubles.learned_nothing(seen)
-    found: list[Equal] = []
-    for stopped, arms in where.schedules.items():
-        if len(arms) < 2:
-            continue
-        curves = [points(seen, arm, treatment) for arm in arms]
-        for other, arm in where.main.items():
-            ends = points(seen, arm, treatment)
-            if other != stopped and other[1] == stopped[1] and ends and arm.name not in lost and curves[0]:
-                found.append(_equal(treatment, (stopped, curves), (other, ends)))
-    return found
-
-
-def _equal(
-    treatment: str, stopped: tuple[Pair, Sequence[Mapping[int, Point]]], other: tuple[Pair, Mapping[int, Point]]
-) -> Equal:
-    (pair, curves), (against, ends) = stopped, other
-    loss = sum(point[0] for point in ends.values()) / len(ends)
-    about: dict[str, Any] = {"treatment": treatment, "stopped": pair, "other": against, "loss": loss}
-    read = {seed: between([curve[seed] for curve in curves if seed in curve], ends[seed][0]) for seed in ends}
-    known = {seed: cost for seed, cost in read.items() if cost is not None}
-    if len(known) < len(read):
-        return Equal(**about, reason=_outside(curves, loss))
-    first = [curves[0][seed][1] for seed in sorted(known) if seed in curves[0]]
-    costs, theirs = [known[seed] for seed in sorted(known)], [ends[seed][1] for seed in sorted(known)]
-    ratio = ratio_interval(costs, theirs)
-    if ratio is None:
-        return Equal(**about, reason="an increase is zero or negative")
-    return Equal(
-        **about,
-        increases=(sum(costs) / len(costs), sum(theirs) / len(theirs)),
-        at_end=ratio_interval(first, theirs) if len(first) == len(theirs) else None,
-        ratio=ratio,
-        n=len(known),
-    )
-
-
-def between(curve: Sequence[Point], loss: float) -> float | None:
-    """The increase where a curve has this loss, linear in the logarithm; None outside the curve: nothing is guessed.
-
-    >>> round(between([(1.0, 0.1), (2.0, 0.4)], 1.5), 6), between([(1.0, 0.1), (2.0, 0.4)], 2.1)
-    (0.2, None)
-    """
-    for (low, first), (high, last) in pairwise(sorted(curve)):
-        if low <= loss <= high and first > 0 and last > 0 and high > low:
-            return exp(log(first) + (loss - low) / (high - low) * (log(last) - log(first)))
-    return None
-
-
-def _outside(curves: Sequence[Mapping[int, Point]], loss: float) -> str:
-    losses = [point[0] for curve in curves for point in curve.values()]
-    if losses and loss > max(losses):
-        return f"its shortest ends at {number(max(losses))}"
-    return f"it ends at {number(min(losses))} at best" if losses and loss < min(losses) else "not for every seed"
 
 
 def _told(one: Equal) -> bool:

@@ -10,6 +10,7 @@ from qbench.report.study.form import Figure, Section, Variant
 from qbench.report.study.levels import level, words
 from qbench.report.tables import NONE, Table
 from qbench.report.view import Arm, Row, View, by_seed, place
+from qbench.report.words import listed
 
 METRICS = (
     Metric(name="flow/error", title="R: error behind each block, over the signal", axis="R", scale="logarithmic"),
@@ -30,9 +31,9 @@ MOST = 3  # treatments that have charts: a page is read
 
 def section(seen: View, where: Crossing) -> Section | None:
     """None where no error was followed."""
-    treatments = list(dict.fromkeys(named(row) for row in seen.select("flow")))[:MOST]
+    treatments = list(dict.fromkeys(named(row) for row in seen.select("flow")))
     figures: list[Figure] = []
-    for number, treatment in enumerate(treatments):
+    for number, treatment in enumerate(treatments[:MOST]):
         rows = {arm.name: _blocks(seen, arm, treatment) for arm in where.main.values()}
         found = depth.charts(seen, where, METRICS, lambda arm, rows=rows: rows[arm.name])
         if found:
@@ -58,6 +59,7 @@ def section(seen: View, where: Crossing) -> Section | None:
             "the block's own quantizers made, C is what both have in common. The gain G is A over the R in front: "
             "above 1 the block amplifies what comes in. Without a skip no identity path dilutes an error."
         ),
+        cautions=(f"Followed too, and not drawn: {listed(treatments[MOST:])}.",) if treatments[MOST:] else (),
         figures=tuple(figures),
     )
 

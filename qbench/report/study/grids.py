@@ -78,20 +78,26 @@ def section(seen: View, where: Crossing, claims: Sequence[Mapping[str, Any]]) ->
         ),
         said=(
             "Framed: the lowest mean of a map of losses. ≈: not told from it by its own seeds, paired, at 95 %.",
-            *_lost(seen),
+            *lost(seen, where),
         ),
         maps=filled,
     )
 
 
-def _lost(seen: View) -> tuple[str, ...]:
-    lost = troubles.learned_nothing(seen)
-    return (f"Learned nothing, and so neither shaded nor best: {', '.join(lost)}.",) if lost else ()
+def lost(seen: View, where: Crossing) -> tuple[str, ...]:
+    found = troubles.in_words(seen.of(where.main.values()))
+    return (f"Learned nothing, and so neither shaded nor best: {', '.join(found.values())}.",) if found else ()
+
+
+def apart(seen: View, where: Crossing) -> tuple[Pair, ...]:
+    """Those of which a seed learned nothing."""
+    found = troubles.learned_nothing(seen)
+    return tuple(pair for pair, arm in where.main.items() if arm.name in found)
 
 
 def groups(seen: View, claims: Sequence[Mapping[str, Any]]) -> dict[str, list[Quantity]]:
     """By heading: full precision first, then each key treatment with what it costs and how large its error is."""
-    found = {"In full precision": [Quantity(title="Loss, nats/token", measure=PLAIN, ranked=True), *SHAPES]}
+    found = {"In full precision": [Quantity(title=f"Loss, {seen.nats}", measure=PLAIN, ranked=True), *SHAPES]}
     return found | {f"With {name}": _of_treatment(seen, name) for name in treatments(seen, claims)}
 
 
@@ -108,9 +114,9 @@ def _of_treatment(seen: View, name: str) -> list[Quantity]:
     error = {"kind": kind, "sites": [scope], "quantizer": quantizer, "metric": "error_db"}
     known = bool(scope and kind) and any(seen.select("error", kind=kind, quantizer=quantizer))
     return [
-        Quantity(title="Loss, nats/token", measure={"treatment": name, "metric": "loss"}, ranked=True),
+        Quantity(title=f"Loss, {seen.nats}", measure={"treatment": name, "metric": "loss"}, ranked=True),
         Quantity(
-            title="Loss increase, nats/token",
+            title=f"Loss increase, {seen.nats}",
             measure={"treatment": name, "metric": "loss_increase"},
             scale="logarithmic",
         ),
@@ -119,12 +125,11 @@ def _of_treatment(seen: View, name: str) -> list[Quantity]:
 
 
 def _map(seen: View, where: Crossing, quantity: Quantity) -> Table | None:
-    lost = troubles.learned_nothing(seen)
     look = Look(
         title=quantity.title,
         scale=quantity.scale,
         ranked=quantity.ranked,
-        apart=tuple(pair for pair, arm in where.main.items() if arm.name in lost),
+        apart=apart(seen, where),
         flipped=quantity.flipped,
     )
     return crossed_map(where, levels_of(seen, where, quantity), look)

@@ -1,17 +1,18 @@
 """Training with quantizers inside: how much worse a model becomes that never saw full precision."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from qbench.report import troubles
 from qbench.report.study.bars import bar
 from qbench.report.study.crossing import Crossing
 from qbench.report.study.form import Section
 from qbench.report.study.levels import Level, level, words
 from qbench.report.tables import NONE, Table
 from qbench.report.view import UNQUANTIZED, Arm, View, by_seed
-from qbench.report.words import number
+from qbench.report.words import listed, number
 from qbench.results.run import part
 from qbench.stats.interval import Interval, difference_interval
 
@@ -39,6 +40,7 @@ def section(seen: View, where: Crossing) -> Section | None:
     found = [one for arm, twin in where.inside if (one := trained(seen, arm, twin)) is not None]
     if not found:
         return None
+    lost = troubles.learned_nothing(seen).keys()
     return Section(
         name="inside",
         title="Trained with quantizers inside",
@@ -48,9 +50,25 @@ def section(seen: View, where: Crossing) -> Section | None:
             "or on the optimizer's state, as the row says. The loss is that of the trained model on the test split; "
             "where the same quantizers were also on in that evaluation, a second row says so."
         ),
-        said=tuple(_said(where, found)),
+        said=tuple(_said(where, [one for one in found if not _pair(where, one) & lost])),
+        cautions=tuple(_cautions(seen, where, found)),
         tables=(_table(where, found, seen),),
     )
+
+
+def _pair(where: Crossing, one: Trained) -> set[str]:
+    """The names of the arm and of its twin."""
+    return {arm.name for pair in where.inside if pair[0].name == one.arm.name for arm in pair if arm is not None}
+
+
+def _cautions(seen: View, where: Crossing, found: Sequence[Trained]) -> Iterator[str]:
+    named = {name for one in found for name in _pair(where, one)}
+    lost = [words_ for name, words_ in troubles.in_words(seen).items() if name in named]
+    if lost:
+        yield f"Learned nothing, and so called neither the least nor the best, nor are their twins: {listed(lost)}."
+    missing = [arm.name for arm, _ in where.inside if not any(one.arm.name == arm.name for one in found)]
+    if missing:
+        yield f"Without a loss, and so not in the table: {listed(missing)}."
 
 
 def losses(seen: View, arm: Arm) -> dict[int, float]:
@@ -112,7 +130,7 @@ def _table(where: Crossing, found: list[Trained], seen: View) -> Table:
                 rows.append(_row(where, row, name, reach))
                 styles.append(one.arm.style)
     return Table(
-        caption="Loss, nats/token: mean ± half of the 95 % interval over seeds; the increase is paired by seed",
+        caption=f"Loss, {seen.nats}: mean ± half of the 95 % interval over seeds; the increase is paired by seed",
         columns=("arm", "inside the training", "without", "with", "increase", "", "seeds"),
         rows=tuple(rows),
         styles=tuple(styles),

@@ -1,13 +1,13 @@
 """Does the network care? White noise of a fixed size at one place, no quantizer, and what it does to the loss."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from qbench.report.budget import SCOPES
 from qbench.report.study import depth, grids, lines
-from qbench.report.study.crossing import Crossing
+from qbench.report.study.crossing import Crossing, Pair
 from qbench.report.study.depth import Metric
 from qbench.report.study.form import Figure, Section, Variant
-from qbench.report.study.levels import level
+from qbench.report.study.levels import Level, level, words
 from qbench.report.tables import Table
 from qbench.report.view import Arm, Row, View, by_seed, place
 from qbench.report.words import listed, number
@@ -22,6 +22,7 @@ def section(seen: View, where: Crossing) -> Section | None:
     if not places:
         return None
     levels = sorted({row.values["noise/snr_db"] for row in rows if "noise/snr_db" in row.values})
+    maps = tuple(one for name in places if (one := _map(seen, where, name)))
     told = f" The noise lies {listed([f'{snr:g} dB' for snr in levels])} below each tensor." if levels else ""
     return Section(
         name="noise",
@@ -29,12 +30,11 @@ def section(seen: View, where: Crossing) -> Section | None:
         link="Noise",
         about=(
             "A quantizer's cost is its error times the network's sensitivity to errors there. This is the second "
-            f"factor alone: white noise, no quantizer; loss increase over the noise's relative power, nats/token.{told}"
+            "factor alone: white noise, no quantizer; loss increase over the noise's relative power, "
+            f"{seen.nats}.{told}"
         ),
-        said=tuple(filter(None, (_exponents(seen),))),
-        maps=(
-            ("Sensitivity, nats/token, by place", tuple(one for name in places if (one := _map(seen, where, name)))),
-        ),
+        said=(*filter(None, (_exponents(seen),)), *grids.lost(seen, where), *_alone(seen, where, places)),
+        maps=((f"Sensitivity, {seen.nats}, by place", maps),) if maps else (),
         figures=_by_depth(seen, where, places),
     )
 
@@ -55,11 +55,24 @@ def _of(seen: View, arm: Arm, name: str) -> list[Row]:
     return [row for row in seen.select("noise", arm=arm.name) if _class(row) == name]
 
 
-def _map(seen: View, where: Crossing, name: str) -> Table | None:
+def _levels(seen: View, where: Crossing, name: str) -> dict[Pair, Level]:
     found = {pair: level(by_seed(_of(seen, arm, name), SENSITIVITY)) for pair, arm in where.main.items()}
+    return {pair: one for pair, one in found.items() if one is not None}
+
+
+def _alone(seen: View, where: Crossing, places: Sequence[str]) -> Iterator[str]:
+    """One number makes no map."""
+    for name in places:
+        found = _levels(seen, where, name)
+        if len(found) == 1:
+            yield from (f"{name}, {where.title(where.main[pair])} alone: {words(one)}." for pair, one in found.items())
+
+
+def _map(seen: View, where: Crossing, name: str) -> Table | None:
     title = f"{name}: {SCOPES[name]}" if name in SCOPES else f"{name}, one layer at a time, mean"
-    levels = {pair: one for pair, one in found.items() if one is not None}
-    return grids.crossed_map(where, levels, grids.Look(title=title, scale="logarithmic"))
+    return grids.crossed_map(
+        where, _levels(seen, where, name), grids.Look(title=title, scale="logarithmic", apart=grids.apart(seen, where))
+    )
 
 
 def _exponents(seen: View) -> str:
@@ -72,7 +85,7 @@ def _exponents(seen: View) -> str:
 
 
 def _by_depth(seen: View, where: Crossing, places: Sequence[str]) -> tuple[Figure, ...]:
-    metric = Metric(name=SENSITIVITY, title="sensitivity, nats/token", scale="logarithmic")
+    metric = Metric(name=SENSITIVITY, title=f"sensitivity, {seen.nats}", scale="logarithmic")
     found = {
         name: chart
         for name in places

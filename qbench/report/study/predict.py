@@ -1,58 +1,104 @@
 """Which statistic of the tensors predicts what quantizing them costs: rank correlations, and two clouds of points."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
 
 from markupsafe import Markup
 
 from qbench.report import axes
 from qbench.report.panels import Mark, Panel, Series
-from qbench.report.predictors import PREDICTORS, Observation, observations, own_names, predictors
+from qbench.report.predictors import PREDICTORS, Observation, incomplete, observations, own_names, predictors
 from qbench.report.study.bars import bar
 from qbench.report.study.crossing import Crossing
 from qbench.report.study.form import Figure, Section, Variant
 from qbench.report.tables import Table
-from qbench.report.troubles import learned_nothing
+from qbench.report.troubles import in_words
 from qbench.report.view import View
-from qbench.report.words import fixed, number
+from qbench.report.words import counted, fixed, listed, number
 from qbench.stats.rank import Comparison
 
 FLOW = "R behind the last block"  # known of fewer treatments than all others
 PLAIN = tuple(name for name in PREDICTORS if name != FLOW)
 SHAPE = "excess kurtosis per tensor"
+SENSITIVE = "noise sensitivity × error"
+UNASKED: Mapping[str, str] = {"error": "the tensors' error", SENSITIVE: "noise sensitivity"}  # what one needs for it
+FEW = 8  # groups, from which resampling them says something of others
 FIRST = ("int4/tensor", "int3/tensor", "int4/token", "int4/block:32", "mxfp4")
 MOST = 2  # quantizers that have clouds
-KNEE = 1e-3  # nats/token, within which an increase is drawn on a straight axis
+KNEE = 1e-3  # nats, within which an increase is drawn on a straight axis
 
 
 def section(seen: View, where: Crossing) -> Section | None:
-    """None where fewer than three treatments have what it takes. What learned nothing has nothing to lose."""
-    lost = learned_nothing(seen)
-    plain = seen.of(arm for arm in where.main.values() if arm.name not in lost)
+    """None where fewer than three treatments have what it takes."""
+    plain = seen.of(where.main.values())
     overall = predictors(plain, among=PLAIN)
     within = predictors(plain, by_scope=True, among=PLAIN)
-    flowed = predictors(plain) if any(isfinite(one.flow) for one in observations(plain, own_names)) else None
+    every = observations(plain, own_names)
+    flowed = predictors(plain) if any(isfinite(one.flow) for one in every) else None
     if overall is None:
         return None
     found = {
-        "ranked within a quantizer, over all places and arms": overall,
-        "ranked within a quantizer and a place, where only arms and seeds differ": within,
-        "where the error was followed through the network, ranked within a quantizer": flowed,
+        "ranked within a quantizer, over all places and arms": (overall, PLAIN),
+        "ranked within a quantizer and a place, where only arms and seeds differ": (within, PLAIN),
+        "where the error was followed through the network, ranked within a quantizer": (flowed, tuple(PREDICTORS)),
     }
-    tables = [_table(how, one) for how, one in found.items() if one is not None]
+    tables = [_table(how, one, _group(every, among)) for how, (one, among) in found.items() if one is not None]
     return Section(
         name="predictors",
         title="What predicts the cost",
         link="Predictors",
-        about=(
-            "Spearman's rank correlation of each statistic with the loss increase, over treatments of activations. "
-            "Intervals resample whole runs (an arm with a seed), because what is of one run goes together."
-        ),
-        said=tuple(_said(overall, within)),
+        about=_about(overall, _group(every, PLAIN)),
+        said=(*_said(overall, within), *_left_out(every)),
+        cautions=tuple(_cautions(plain, overall, _group(every, PLAIN))),
         tables=tuple(tables),
         figures=_clouds(plain, overall),
     )
+
+
+def _group(every: Sequence[Observation], among: Collection[str]) -> str:
+    """What is resampled as a whole, as `predictors` does it."""
+    left = {id(one) for found in incomplete(every, among).values() for one in found}
+    return "arm" if len({one.run[0] for one in every if id(one) not in left}) > 1 else "run"
+
+
+def _about(overall: Comparison, group: str) -> str:
+    how = "arms with their seeds" if group == "arm" else "the runs of the one arm"
+    noise = (
+        " Noise sensitivity is itself a loss increase, measured with white noise on windows of the same split: it says "
+        "how much the network cares, and is no statistic of a tensor."
+    )
+    return (
+        "Spearman's rank correlation of each statistic with the loss increase, over treatments of activations. "
+        f"Intervals resample {how}.{noise * (SENSITIVE in overall.correlations)}"
+    )
+
+
+def _cautions(seen: View, overall: Comparison, group: str) -> list[str]:
+    """What learned nothing has nothing to lose; and few groups are no sample to draw from."""
+    found = [f"Without what learned nothing: {listed(lost)}."] if (lost := [*in_words(seen).values()]) else []
+    if overall.groups < FEW:
+        found.append(f"With no more than {counted(overall.groups, group)} to resample, intervals are too narrow.")
+    return found
+
+
+def _left_out(every: Sequence[Observation]) -> list[str]:
+    """Treatments that are in no rank, since one of the statistics was not asked for where they quantize."""
+    said: list[str] = []
+    for lacks, found in incomplete(every, PLAIN).items():
+        scopes: dict[str, dict[str, None]] = {}
+        for one in found:
+            scopes.setdefault(one.quantizer, {})[one.scope] = None
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for quantizer, at in scopes.items():
+            alike.setdefault(tuple(sorted(at)), []).append(quantizer)
+        names = "; ".join(f"{listed(quantizers)} at {listed(at)}" for at, quantizers in alike.items())
+        many = sum(map(len, scopes.values()))
+        said.append(
+            f"Not ranked: {counted(many, 'treatment')} ({counted(len(found), 'observation')}) without "
+            f"{UNASKED.get(lacks, lacks)} there: {names}."
+        )
+    return said
 
 
 def _said(overall: Comparison, within: Comparison | None) -> list[str]:
@@ -73,9 +119,12 @@ def _best(found: Comparison) -> str:
     )
 
 
-def _table(how: str, found: Comparison) -> Table:
+def _table(how: str, found: Comparison, group: str) -> Table:
     return Table(
-        caption=f"Spearman's ρ with the loss increase, {how}; {found.n} observations of {found.groups} runs",
+        caption=(
+            f"Spearman's ρ with the loss increase, {how}; "
+            f"{counted(found.n, 'observation')} of {counted(found.groups, group)}"
+        ),
         columns=("statistic", "ρ", "95 % interval", "", "first in"),
         rows=tuple(
             (
@@ -139,6 +188,6 @@ def _cloud(seen: View, named: tuple[str, str], every: Sequence[Observation]) -> 
         title=f"{name}, {quantizer}",
         summary=f"Loss increase with {quantizer} against {name}: {number(len(points), 6)} points.",
         x=across(name, values),
-        y=axes.signed_log("loss increase, nats/token", [one.cost for one, _ in points], KNEE),
+        y=axes.signed_log(f"loss increase, {seen.nats}", [one.cost for one, _ in points], KNEE),
         series=tuple(one for one in series if one.marks),
     )

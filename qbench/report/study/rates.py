@@ -33,7 +33,7 @@ def section(seen: View, where: Crossing) -> Section | None:
         name="rates",
         title="Loss by learning rate",
         x="peak learning rate",
-        y="tuning loss, nats/token",
+        y=f"tuning loss, {seen.nats}",
         marks=marks,
         across="logarithmic",
         apart=True,
@@ -45,16 +45,40 @@ def section(seen: View, where: Crossing) -> Section | None:
         title="Loss on the tuning split against the learning rate",
         variants=(Variant(name="rates", panels=lines.panels(chart, where)),),
         caption="One seed; the ring is the rate that was taken. The test split has no say.",
-        tables=tuple(_table(where, optimizer, tried) for optimizer in where.optimizers if _of(where, optimizer, tried)),
+        tables=tuple(
+            _table(where, optimizer, tried, seen.nats) for optimizer in where.optimizers if _of(where, optimizer, tried)
+        ),
     )
     return Section(
         name="rates",
         title="Learning rates",
         link="Learning rates",
-        about="Every arm chose its rate from a fixed grid, so that no arm is compared at another one's rate.",
+        about=(
+            "Every arm here chose its rate from a grid of its own, so that none is compared at another one's rate."
+            f"{kept(seen, where)}"
+        ),
         said=(_said(arms, tried),),
-        cautions=tuple(_edges(arms, tried)),
+        cautions=(*_edges(arms, tried), *_untried(where, tried)),
         figures=(figure,),
+    )
+
+
+def kept(seen: View, where: Crossing) -> str:
+    """That shorter schedules were not tried themselves, for the end of a text; "" where none took over a rate."""
+    several = [arms for arms in where.schedules.values() if trials(seen, arms[0])]
+    shorter = [arm for _, *others in several for arm in others if not trials(seen, arm)]
+    if not shorter:
+        return ""
+    return (
+        f" {counted(len(shorter), 'shorter schedule')} kept the rate that the longest of the same arm had chosen, "
+        "which need not be the best for so many steps."
+    )
+
+
+def _untried(where: Crossing, tried: Mapping[str, Tried]) -> list[str]:
+    missing = [arm.name for arm in where.main.values() if arm.name not in tried]
+    return [f"No rate was tried for these, which have the one that the suite states: {listed(missing)}."] * bool(
+        missing
     )
 
 
@@ -87,8 +111,10 @@ def taken(arm: Arm) -> float | None:
 
 def at_edge(tried: Tried) -> str:
     """Where the best rate has no neighbour on one side: "highest" or "lowest" of its grid, "" inside it."""
-    if len(tried) < 2 or not known(tried):
+    if not known(tried):
         return ""
+    if len(tried) == 1:
+        return "only one"
     return "lowest" if best(tried) == min(tried) else "highest" if best(tried) == max(tried) else ""
 
 
@@ -106,7 +132,7 @@ def _edges(arms: Sequence[Arm], tried: Mapping[str, Tried]) -> list[str]:
 
 
 def _said(arms: Sequence[Arm], tried: Mapping[str, Tried]) -> str:
-    inside = sum(not at_edge(tried[arm.name]) for arm in arms)
+    inside = sum(bool(known(tried[arm.name])) and not at_edge(tried[arm.name]) for arm in arms)
     lost = [f"{name} at {rate:g}" for name, found in tried.items() for rate, loss in found.items() if loss is None]
     diverged = f" Diverged: {listed(lost)}." if lost else ""
     return f"Of {counted(len(arms), 'arm')}, {inside} have their best rate inside the grid.{diverged}"
@@ -116,11 +142,11 @@ def _of(where: Crossing, optimizer: str, tried: Mapping[str, Tried]) -> list[Arm
     return [arm for arm in where.with_optimizer(optimizer) if arm.name in tried]
 
 
-def _table(where: Crossing, optimizer: str, tried: Mapping[str, Tried]) -> Table:
+def _table(where: Crossing, optimizer: str, tried: Mapping[str, Tried], unit: str) -> Table:
     arms = _of(where, optimizer, tried)
     rates = sorted({rate for arm in arms for rate in tried[arm.name]})
     return Table(
-        caption=f"{optimizer}: loss on the tuning split, nats/token; the rate that was taken is marked",
+        caption=f"{optimizer}: loss on the tuning split, {unit}; the rate that was taken is marked",
         columns=("learning rate", *(f"{rate:g}" for rate in rates)),
         rows=tuple((where.title(arm), *(_cell(arm, tried[arm.name], rate) for rate in rates)) for arm in arms),
         styles=tuple(arm.style for arm in arms),
