@@ -67,7 +67,7 @@ def names(arm: Arm) -> Any:
 
 @pytest.mark.parametrize("noise", ["site", "scope"])
 def test_the_statistic_that_made_the_costs_wins(noise: str) -> None:
-    found = predictors(view(run(noise=noise)))
+    found = predictors(observations(view(run(noise=noise))))
     assert found is not None
     assert set(list(found.correlations)[:2]) == {"R behind the last block", "noise sensitivity × error"}
     assert found.correlations["noise sensitivity × error"].rho.estimate > 0.95
@@ -90,7 +90,7 @@ def test_every_number_is_the_one_of_its_own_site_and_quantizer() -> None:
 
 def test_ranks_are_within_a_quantizer() -> None:
     """Over both quantizers any statistic that knows the bits would win; within one, error has to order the sites."""
-    found = predictors(view(run()))
+    found = predictors(observations(view(run())))
     assert found is not None
     seen = observations(view(run()), names)
     each = [
@@ -101,7 +101,7 @@ def test_ranks_are_within_a_quantizer() -> None:
 
 
 def test_by_scope_only_models_differ() -> None:
-    found = predictors(view(run(seeds=12)), by_scope=True)
+    found = predictors(observations(view(run(seeds=12))), by_scope=True)
     assert found is not None
     seen = observations(view(run(seeds=12)), names)
     rhos: list[float] = []
@@ -129,13 +129,13 @@ def test_a_scope_is_the_mean_over_its_sites_and_the_sum_of_what_each_costs() -> 
 
 
 def test_what_a_run_did_not_measure_is_left_out() -> None:
-    found = predictors(view(quickstart()))
+    found = predictors(observations(view(quickstart())))
     assert found is not None
     assert "R behind the last block" not in found.correlations
     assert "noise sensitivity × error" not in found.correlations
     assert {"crest", "error", "excess kurtosis per token"} <= found.correlations.keys()
     assert found.groups == 3  # arms; the fourth learned nothing
-    assert predictors(View(arms=(), rows=(), cells=(), manifest={})) is None
+    assert predictors(observations(View(arms=(), rows=(), cells=(), manifest={}))) is None
 
 
 def test_weights_and_other_models_are_not_mixed_in() -> None:
@@ -168,14 +168,14 @@ def arms(count: int, seeds: int) -> Run:
 
 def test_an_arm_is_resampled_with_all_its_seeds() -> None:
     """Every seed twice is no more arms: the interval is that of the arms."""
-    once = predictors(view(arms(6, seeds=1)))
+    once = predictors(observations(view(arms(6, seeds=1))))
     assert once is not None
     whole = arms(6, seeds=1)
     again = {
         f"{name}again": replace(one, closing=replace(one.closing, spec={**one.closing.spec, "seed": 7}))
         for name, one in whole.cells.items()
     }
-    twice = predictors(view(replace(whole, cells={**whole.cells, **again})))
+    twice = predictors(observations(view(replace(whole, cells={**whole.cells, **again}))))
     assert twice is not None
     assert (once.groups, twice.groups, twice.n) == (6, 6, 2 * once.n)
     for name, one in once.correlations.items():

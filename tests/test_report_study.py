@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 from html import unescape
 from html.parser import HTMLParser
-from math import exp, log
+from math import exp, log, nan
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from fake_study import ARCHITECTURES, STEPS, SUITE, TAKEN, study
 
 from qbench.report import budget, effects, page, payload, provenance, svg, troubles
 from qbench.report.factors import COLOURS, MARKS, Factors, crossed, factors, style, styles
+from qbench.report.predictors import Observation
 from qbench.report.study import (
     adds,
     claims,
@@ -446,7 +447,7 @@ def test_stacks_stand_beside_their_closed_forms() -> None:
 def test_predictors_are_ranked_with_their_intervals() -> None:
     found = predict.section(seen(), where())
     assert found is not None
-    assert len(found.tables) == 3
+    assert len(found.tables) == 3 + predict.MOST
     assert "R behind the last block" in {row[0] for row in found.tables[2].rows}
     assert "R behind the last block" not in {row[0] for row in found.tables[0].rows}
     assert all(variant.panels for variant in found.figures[0].variants)
@@ -708,6 +709,37 @@ def test_treatments_without_a_statistic_are_counted() -> None:
     assert "Intervals resample arms with their seeds" in found.about
     assert "Noise sensitivity is itself a loss increase" in found.about
     assert found.tables[0].caption.endswith(f"of {len(crossing(made).main)} arms")
+
+
+def test_where_kurtosis_points_the_other_way_is_said() -> None:
+    """Planted: heavier tails cost more at the boundaries and less at linear inputs; pooled, they say nothing."""
+    random = np.random.default_rng(0)
+    every: list[Observation] = []
+    for arm in range(20):
+        kurtosis = float(arm)
+        for scope, sign in (("boundaries", 1.0), ("linear", -1.0), ("weird", 1.0)):
+            every.append(
+                Observation(
+                    run=(f"arm {arm}", 0),
+                    scope=scope,
+                    quantizer="int4/tensor",
+                    cost=float(np.exp(sign * kurtosis / 5 + 0.1 * random.normal())),
+                    sites=("blocks.0.out",),
+                    shapes={"blocks.0.out": {"excess_kurtosis/tensor": kurtosis}},
+                    errors={},
+                    noise={},
+                    flow=nan,
+                )
+            )
+    places = {"int4/tensor": predict._by_place(every)}  # pyright: ignore[reportPrivateUsage]
+    found = places["int4/tensor"]
+    assert list(found) == ["boundaries", "linear"]  # in the order of the scopes; a site alone is none
+    assert found["boundaries"].correlations[predict.SHAPE].rho.low > 0.9
+    assert found["linear"].correlations[predict.SHAPE].rho.high < -0.9
+    [said] = predict._turns(places)  # pyright: ignore[reportPrivateUsage]
+    assert said.startswith("Under int4/tensor, arms with heavier tails lose more at boundaries (ρ = ")
+    assert " and less at linear (ρ = −" in said
+    assert predict._turns({"int4/tensor": {"boundaries": found["boundaries"]}}) == []  # pyright: ignore[reportPrivateUsage]
 
 
 def test_shaped_blocks_have_no_stream_to_add_to() -> None:

@@ -304,7 +304,7 @@ def test_what_predicts_the_loss_is_read_from_records_as_they_come(predicted: Vie
             assert (len(each), one.predicted_cost) == (8, pytest.approx(sum(each)))
         last = predicted.select("flow", arm=arm, scope=one.scope, quantizer=one.quantizer, site="blocks.1")
         assert [row.values["flow/error"] for row in last] == [one.flow]
-    compared = predictors(predicted)
+    compared = predictors(observations(predicted))
     assert compared is not None
     assert compared.correlations.keys() == PREDICTORS.keys()
     assert (compared.n, compared.groups) == (16, 2)

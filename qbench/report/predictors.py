@@ -73,19 +73,15 @@ PREDICTORS: Mapping[str, Callable[[Observation], float]] = {
 
 
 def predictors(
-    run: View,
-    names: Callable[[Arm], SiteNames] | None = None,
-    by_scope: bool = False,
-    among: Collection[str] = tuple(PREDICTORS),
+    seen: Sequence[Observation], by_scope: bool = False, among: Collection[str] = tuple(PREDICTORS)
 ) -> Comparison | None:
-    """How well each of PREDICTORS `among` these that was measured orders the loss increases of a run, the best first.
+    """How well each of PREDICTORS `among` these that was measured orders the loss increases seen, the best first.
 
     Ranks are taken within a quantizer, over all its treatments, arms and seeds, or with `by_scope` within one scope of
     a quantizer, where only arms and seeds differ. An arm is resampled with all its seeds: they share what makes arms
-    differ, so three seeds are no three models. Where there is one arm, its seeds are resampled. Predictors that nothing
-    in the run has are left out; None where fewer than three treatments have all others.
+    differ, so three seeds are no three models. Where there is one arm, its seeds are resampled. Predictors that no
+    observation has are left out; None where fewer than three have all others.
     """
-    seen = observations(run, names or own_names)
     columns = _columns(seen, among)
     complete = np.isfinite(np.array([*columns.values()])).all(0) if columns else np.zeros(0, bool)
     if complete.sum() < FEWEST:
@@ -114,7 +110,7 @@ def _columns(seen: Sequence[Observation], among: Collection[str]) -> dict[str, N
     return {name: column for name, column in columns.items() if np.isfinite(column).any()}
 
 
-def observations(run: View, names: Callable[[Arm], SiteNames]) -> list[Observation]:
+def observations(run: View, names: Callable[[Arm], SiteNames] | None = None) -> list[Observation]:
     """Every treatment of activations with one quantizer and a scope or a site, joined with what else is known.
 
     Shapes and errors are those measured after training, on the same kind of tensor. Runs that learned nothing have
@@ -129,7 +125,7 @@ def observations(run: View, names: Callable[[Arm], SiteNames]) -> list[Observati
     for row in run.select("loss", kind="activation"):
         arm = run.arm(row.arm)
         where = row.scope or row.site
-        sites = _sites(where, names(arm)) if arm is not None and row.quantizer else ()
+        sites = _sites(where, (names or own_names)(arm)) if arm is not None and row.quantizer else ()
         key = (row.arm, row.seed)
         if COST not in row.values or not sites or key in lost:
             continue

@@ -8,15 +8,16 @@ from markupsafe import Markup
 
 from qbench.report import axes
 from qbench.report.panels import Mark, Panel, Series
-from qbench.report.predictors import PREDICTORS, Observation, incomplete, observations, own_names, predictors
+from qbench.report.predictors import PREDICTORS, Observation, incomplete, observations, predictors
 from qbench.report.study.bars import bar
 from qbench.report.study.crossing import Crossing
 from qbench.report.study.form import Figure, Section, Variant
-from qbench.report.tables import Table
+from qbench.report.tables import NONE, Table
 from qbench.report.troubles import in_words
 from qbench.report.view import View
 from qbench.report.words import counted, fixed, listed, number
-from qbench.stats.rank import Comparison
+from qbench.stats.interval import Interval
+from qbench.stats.rank import Comparison, Correlation
 
 FLOW = "R behind the last block"  # known of fewer treatments than all others
 PLAIN = tuple(name for name in PREDICTORS if name != FLOW)
@@ -26,16 +27,17 @@ UNASKED: Mapping[str, str] = {"error": "the tensors' error", SENSITIVE: "noise s
 FEW = 8  # groups, from which resampling them says something of others
 FIRST = ("int4/tensor", "int3/tensor", "int4/token", "int4/block:32", "mxfp4")
 MOST = 2  # quantizers that have clouds
+SCOPES = ("boundaries", "interior", "middle", "linear")
 KNEE = 1e-3  # nats, within which an increase is drawn on a straight axis
 
 
 def section(seen: View, where: Crossing) -> Section | None:
     """None where fewer than three treatments have what it takes."""
     plain = seen.of(where.main.values())
-    overall = predictors(plain, among=PLAIN)
-    within = predictors(plain, by_scope=True, among=PLAIN)
-    every = observations(plain, own_names)
-    flowed = predictors(plain) if any(isfinite(one.flow) for one in every) else None
+    every = observations(plain)
+    overall = predictors(every, among=PLAIN)
+    within = predictors(every, by_scope=True, among=PLAIN)
+    flowed = predictors(every) if any(isfinite(one.flow) for one in every) else None
     if overall is None:
         return None
     found = {
@@ -44,15 +46,16 @@ def section(seen: View, where: Crossing) -> Section | None:
         "where the error was followed through the network, ranked within a quantizer": (flowed, tuple(PREDICTORS)),
     }
     tables = [_table(how, one, _group(every, among)) for how, (one, among) in found.items() if one is not None]
+    places = {name: _by_place([one for one in every if one.quantizer == name]) for name in _first(every)}
     return Section(
         name="predictors",
         title="What predicts the cost",
         link="Predictors",
         about=_about(overall, _group(every, PLAIN)),
-        said=(*_said(overall, within), *_left_out(every)),
+        said=(*_said(overall, within), *_turns(places), *_left_out(every)),
         cautions=tuple(_cautions(plain, overall, _group(every, PLAIN))),
-        tables=tuple(tables),
-        figures=_clouds(plain, overall),
+        tables=(*tables, *(_places(name, of) for name, of in places.items() if len(of) > 1)),
+        figures=_clouds(plain, overall, every),
     )
 
 
@@ -108,6 +111,55 @@ def _said(overall: Comparison, within: Comparison | None) -> list[str]:
     return said
 
 
+def _first(every: Sequence[Observation]) -> list[str]:
+    """Quantizers that are looked at one by one: the first of FIRST, else the first there are."""
+    there = list(dict.fromkeys(one.quantizer for one in every))
+    return ([name for name in FIRST if name in there] or there)[:MOST]
+
+
+def _by_place(treated: Sequence[Observation]) -> dict[str, Comparison]:
+    """Of one quantizer, each scope alone: only arms and seeds differ, and no other format's noise is ranked with it."""
+    scopes = [scope for scope in SCOPES if any(one.scope == scope for one in treated)]
+    found = {scope: predictors([one for one in treated if one.scope == scope], among=PLAIN) for scope in scopes}
+    return {scope: one for scope, one in found.items() if one is not None}
+
+
+def _places(quantizer: str, found: Mapping[str, Comparison]) -> Table:
+    names = [name for name in PLAIN if any(name in one.correlations for one in found.values())]
+    runs = counted(next(iter(found.values())).n, "run")
+    return Table(
+        caption=f"Spearman's ρ with the loss increase under {quantizer}, each place alone; {runs} each",
+        columns=("statistic", *found),
+        rows=tuple((name, *(_rho(one.correlations.get(name)) for one in found.values())) for name in names),
+    )
+
+
+def _rho(found: Correlation | None) -> Markup | str:
+    if found is None or not isfinite(found.rho.estimate):
+        return NONE
+    rho = found.rho
+    below = f"{fixed(rho.low, 2)} to {fixed(rho.high, 2)}" if isfinite(rho.low) else ""
+    return Markup('{}<small class="how">{}</small>').format(fixed(rho.estimate, 2), below)
+
+
+def _turns(places: Mapping[str, Mapping[str, Comparison]]) -> list[str]:
+    """Where kurtosis goes with the cost at one place and against it at another: pooled ranks hide both."""
+    said: list[str] = []
+    for quantizer, found in places.items():
+        rhos = {scope: one.correlations[SHAPE].rho for scope, one in found.items() if SHAPE in one.correlations}
+        up = [f"{scope} ({_interval(rho)})" for scope, rho in rhos.items() if rho.low > 0]
+        down = [f"{scope} ({_interval(rho)})" for scope, rho in rhos.items() if rho.high < 0]
+        if up and down:
+            said.append(
+                f"Under {quantizer}, arms with heavier tails lose more at {listed(up)} and less at {listed(down)}."
+            )
+    return said
+
+
+def _interval(rho: Interval) -> str:
+    return f"ρ = {fixed(rho.estimate, 2)}, {fixed(rho.low, 2)} to {fixed(rho.high, 2)}"
+
+
 def _best(found: Comparison) -> str:
     (first, best), *others = found.correlations.items()
     rho = best.rho
@@ -140,10 +192,9 @@ def _table(how: str, found: Comparison, group: str) -> Table:
     )
 
 
-def _clouds(seen: View, found: Comparison) -> tuple[Figure, ...]:
+def _clouds(seen: View, found: Comparison, every: Sequence[Observation]) -> tuple[Figure, ...]:
     best = next(iter(found.correlations))
     shown = [name for name in dict.fromkeys((best, SHAPE)) if name in found.correlations]
-    every = observations(seen, own_names)
     often = Counter(one.quantizer for one in every)
     order = [*(name for name in FIRST if name in often), *(name for name, _ in often.most_common())]
     quantizers = list(dict.fromkeys(order))[:MOST]
