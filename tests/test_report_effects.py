@@ -67,6 +67,20 @@ def test_a_ratio_is_the_geometric_mean_of_the_seeds_ratios() -> None:
     assert effect.high == pytest.approx(4 * 2**12.7062, rel=1e-4)
 
 
+def test_two_treatments_of_one_arm_are_told_apart() -> None:
+    run = Builder()
+    for name, values in (("int4/tensor @ boundaries", (2.0, 4.0)), ("int4/tensor+hadamard @ boundaries", (1.0, 1.0))):
+        for seed, value in enumerate(values):
+            about = spec("a", seed, "residual", {"what": "loss", "treatment": {"name": name}})
+            run.add(about, [{"values": {"loss_increase": value}}])
+    rotated = {"treatment": "int4/tensor+hadamard @ boundaries", "metric": "loss_increase"}
+    effect = one(run.run(), between=["a", "a"], against=rotated, compare="ratio", thesis="above 1")
+    assert effect.value == pytest.approx(8**0.5)
+    assert effect.sides == ("a, int4/tensor @ boundaries", "a, int4/tensor+hadamard @ boundaries")
+    assert "a, int4/tensor @ boundaries 3.00 against a, int4/tensor+hadamard @ boundaries 1.00" in effect.text
+    assert one(losses({0: 1.0}, {0: 2.0})).sides == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("thesis", "verdict"), [("above 0", "supported"), ("below 0", "contradicted"), ("above 2.02", "undecided")]
 )

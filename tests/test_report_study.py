@@ -266,6 +266,20 @@ def test_claims_become_one_row_with_a_column_for_each_optimizer() -> None:
     assert table.rows[1][4] == "–"
 
 
+def test_a_claim_about_two_treatments_of_one_arm_names_them() -> None:
+    claim = {
+        "claim": "soap: int3 costs more than int4",
+        "between": ["residual + soap", "residual + soap"],
+        "measure": {"treatment": "int3/tensor @ boundaries", "metric": "loss_increase"},
+        "against": {"treatment": "int4/tensor @ boundaries", "metric": "loss_increase"},
+        "compare": "ratio",
+        "thesis": "above 1",
+    }
+    found = claims.claims(where(), effects.answer(seen(), [claim]), [claim])
+    [row] = found.of_architectures
+    assert row.between == ("residual, int3/tensor @ boundaries", "residual, int4/tensor @ boundaries")
+
+
 @pytest.mark.parametrize(
     ("verdicts", "pattern"),
     [

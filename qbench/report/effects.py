@@ -42,7 +42,19 @@ class Effect:
     of_levels: str = ""  # the unit of `levels`, also where the effect is a ratio
     reason: str = ""  # why it is undecided, or what to keep in mind
     text: str = ""
-    treatment: str = ""  # whose loss it is about, "" for tensors
+    treatments: tuple[str, str] = ("", "")  # whose losses it is about, "" for tensors
+
+    @property
+    def treatment(self) -> str:
+        return self.treatments[0]
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """What is compared with what: the arms, with their treatments where these differ."""
+        if self.treatments[0] == self.treatments[1]:
+            return self.arms
+        one, two = (f"{arm}, {treatment}" for arm, treatment in zip(self.arms, self.treatments, strict=True))
+        return one, two
 
 
 def answer(run: View, effects: Sequence[Mapping[str, Any]]) -> list[Effect]:
@@ -62,7 +74,7 @@ def _effect(run: View, asked: Mapping[str, Any]) -> Effect:
         "null": float(null),
         "unit": "×" if compare == "ratio" else run.unit(metric),
         "of_levels": run.unit(metric),
-        "treatment": str(asked["measure"].get("treatment", "")),
+        "treatments": tuple(str(measure.get("treatment", "")) for _, measure in pairs(asked)),
     }
     found = [per_seed(run, *pair) for pair in pairs(asked)]
     paired = sorted(found[0].keys() & found[1].keys())
@@ -127,7 +139,7 @@ def _decided(low: float, high: float, side: str, null: float) -> tuple[Verdict, 
 def _worded(effect: Effect) -> Effect:
     parts = [effect.claim.rstrip(".") + ":"]
     if effect.levels:
-        levels = (f"{name} {number(level)}" for name, level in zip(effect.arms, effect.levels, strict=True))
+        levels = (f"{name} {number(level)}" for name, level in zip(effect.sides, effect.levels, strict=True))
         parts.append(with_unit(" against ".join(levels), effect.of_levels) + ";")
     if effect.value is not None:
         parts.append(f"{effect.compare} {magnitude(effect)} ({certainty(effect)}).")

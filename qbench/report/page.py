@@ -184,7 +184,7 @@ def _answer_crossed(
 def _levels(effect: Effect) -> list[tuple[str, str]]:
     """The two arms and their means, the unit said once."""
     first, second = (number(level) for level in effect.levels or (0.0, 0.0))
-    return list(zip(effect.arms, (first, with_unit(second, effect.of_levels)), strict=True))
+    return list(zip(effect.sides, (first, with_unit(second, effect.of_levels)), strict=True))
 
 
 def _charts(seen: View, claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -89,7 +89,9 @@ def _claim(where: Crossing, cells: Sequence[tuple[str, Effect]]) -> Claim:
     names = [without(effect.claim, [name] if not within else ()) for name, effect in cells]
     between = (a.architecture, b.architecture) if within else (a.optimizer, b.optimizer)
     inside = ["", ""] if a.quantized == b.quantized else [f", {one.quantized or 'nothing'} inside" for one in (a, b)]
-    one, two = (f"{between[i]}{_steps(where, [effect.arms[i] for _, effect in cells])}{inside[i]}" for i in (0, 1))
+    under = ["", ""] if first.sides == first.arms else [f", {treatment}" for treatment in first.treatments]
+    steps = [_steps(where, [effect.arms[i] for _, effect in cells]) for i in (0, 1)]
+    one, two = (f"{between[i]}{steps[i]}{inside[i]}{under[i]}" for i in (0, 1))
     return Claim(label=Counter(names).most_common(1)[0][0], between=(one, two), by=dict(cells))
 
 
