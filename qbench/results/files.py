@@ -3,8 +3,12 @@
 import os
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
+from time import time
+
+ABANDONED = 3600.0  # seconds after which nobody is still writing a draft
 
 
 class CannotWrite(OSError):
@@ -46,8 +50,12 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def whole(path: Path) -> Generator[Path, None, None]:
-    """A temporary path beside `path` that takes its place at the end, and leaves no trace after an error."""
+    """A temporary path beside `path` that takes its place at the end, and leaves no trace after an error.
+
+    What a writer that was killed has left is swept by the next one.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _sweep(path)
     try:
         yield draft
         with cannot_write(path):
@@ -62,6 +70,14 @@ def write_whole(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step; CannotWrite, with the old content intact, where that fails."""
     with whole(path) as draft, cannot_write(path):
         draft.write_bytes(data)
+
+
+def _sweep(path: Path) -> None:
+    """By age and not by process: the other writer may be on another machine."""
+    for draft in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        with suppress(OSError):  # swept by another writer, or not ours to sweep
+            if time() - draft.stat().st_mtime > ABANDONED:
+                draft.unlink()
 
 
 def _sync_file(path: Path) -> None:
