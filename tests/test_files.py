@@ -25,10 +25,15 @@ def test_what_a_killed_writer_left_is_swept_and_what_another_writes_is_not(tmp_p
 def test_an_error_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
     path = tmp_path / "records"
     write_whole(path, b"old")
-    with pytest.raises(RuntimeError, match="halfway"), whole(path) as draft:
-        draft.write_bytes(b"new")
-        raise RuntimeError("halfway")
+    with pytest.raises(RuntimeError, match="halfway"):
+        _fail_halfway(path)
     assert [*tmp_path.iterdir()] == [path]
     assert path.read_bytes() == b"old"
     with pytest.raises(CannotWrite, match="what was stored before is intact"):
         write_whole(tmp_path / "no folder" / "file", b"")
+
+
+def _fail_halfway(path: Path) -> None:
+    with whole(path) as draft:
+        draft.write_bytes(b"new")
+        raise RuntimeError("halfway")
