@@ -218,7 +218,7 @@ def test_an_export_that_broke_off_is_no_model(tmp_path: Path, monkeypatch: pytes
     [
         ({"layers": 4}, "config and weights do not belong together: Missing key"),
         ({"width": 64}, "config and weights do not belong together: size mismatch for embed"),
-        ({"width": 33}, "describes no model of ours: width 33 over 4 heads"),
+        ({"width": 33}, "describes no model of ours: width 33 is not a multiple of 4 heads"),
         ({"wiring": "looped"}, "describes no model of ours: 'looped'"),
         ({"heads": None}, "describes no model of ours"),
     ],

@@ -303,7 +303,7 @@ def test_the_study_of_images_fits_its_data(profile: str | None) -> None:
     assert material.expected(suite).name == "digits"
     names = {arm.name for arm in suite.arms}
     assert {"residual + muon", "residual-free + muon"} <= names
-    assert len(names) == (2 if profile == "smoke" else 17)
+    assert len(names) == (2 if profile == "smoke" else 20)
     assert all(set(effect.between) <= names for effect in suite.effects)
 
 

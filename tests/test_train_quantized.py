@@ -123,7 +123,7 @@ def test_what_else_decides_about_weights_is_part_of_their_key(read: Read) -> Non
     adamw = expand(read("  - {name: a, arch: residual, training: {optimizer: adamw}}\n"), HERE)
     assert all("trained_with" not in cell.revisions for cell in adamw)
     arm = next(cell for cell in expand(suite, HERE) if cell.arm == "arm")
-    assert arm.revisions["trained_with"] == {"pytorch_optimizer": "4.1.0", "quantizers": ["int@1"]}
+    assert arm.revisions["trained_with"] == {"pytorch_optimizer": "4.1.0", "quantizers": ["int@1"], "inside": 2}
     assert replace(arm, revisions={**arm.revisions, "trained_with": {}}).training_key != arm.training_key
 
 

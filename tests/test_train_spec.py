@@ -36,7 +36,7 @@ def test_a_spec_survives_json() -> None:
         ({"clip": 0.0}, r"clip must be the largest norm of a gradient, above 0, found 0.0"),
         ({"clip": -1.0}, "clip must be the largest norm"),
         ({"clip": float("nan")}, "clip must be the largest norm"),
-        ({"warmup": 20.0}, "warmup must be a share of the steps, from 0 to less than 1, found 20.0"),
+        ({"warmup": 20.0}, "warmup must be a share of the steps, from 0 to 1, found 20.0"),
         ({"warmup": -0.1}, "warmup must be a share"),
         ({"final": -5.0}, "final must be a share of the peak rate, from 0 to 1, found -5.0"),
         ({"final": 1.5}, "final must be a share"),

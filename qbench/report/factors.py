@@ -1,5 +1,6 @@
 """What the arms of a study differ in: architecture, optimizer, length of the schedule, quantizers inside."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,26 @@ def optimizer(training: Spec) -> str:
     """
     name = str(training.get("optimizer") or "")
     return OPTIMIZERS.get(name, name)
+
+
+def without(claim: str, others: Sequence[str] = ()) -> str:
+    """A claim without the optimizer that it names, or without the architecture that is one of `others`; the optimizers
+    that stay are written as people write them.
+
+    >>> without("With AdamW, boundaries are heavier-tailed"), without("boundaries cost more (muon)")
+    ('Boundaries are heavier-tailed', 'Boundaries cost more')
+    >>> without("muon lowers the kurtosis of residual", ["residual"])
+    'Muon lowers the kurtosis'
+    >>> without("residual: it costs no more after AdamW than after soap", ["residual"])
+    'It costs no more after AdamW than after SOAP'
+    """
+    every = "|".join(map(re.escape, sorted({*OPTIMIZERS, *OPTIMIZERS.values()}, key=len, reverse=True)))
+    names = "|".join(map(re.escape, others)) or every
+    text = re.sub(rf"^\s*((with|under|for|in|by)\s+)?\b({names})\b\s*[,:–-]+\s*", "", claim, flags=re.I)
+    text = re.sub(rf"\s*[(\[]({names})[)\]]", "", text, flags=re.I)
+    text = re.sub(rf",?\s+(with|under|for|by|of|in)\s+({names})(?![\w-])", "", text, flags=re.I).strip()
+    text = re.sub(rf"(?<![\w-])({every})(?![\w-])", lambda found: OPTIMIZERS.get(found[0], found[0]), text)
+    return text[:1].upper() + text[1:]
 
 
 def quantized(training: Spec) -> str:

@@ -37,7 +37,7 @@ FIRST = (
 # What numbers must be, and how that is said; a number that is not a number is none of it.
 LIMITS: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
     {
-        "warmup": (lambda share: 0 <= share < 1, "a share of the steps, from 0 to less than 1"),
+        "warmup": (lambda share: 0 <= share <= 1, "a share of the steps, from 0 to 1"),
         "final": (lambda share: 0 <= share <= 1, "a share of the peak rate, from 0 to 1"),
         "weight_decay": (lambda decay: 0 <= decay < inf, "0 or more"),
         "clip": (lambda norm: norm > 0, "the largest norm of a gradient, above 0"),

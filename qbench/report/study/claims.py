@@ -1,6 +1,5 @@
 """Claims side by side: one row for what is claimed, one column for each optimizer that it is asked of."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from markupsafe import Markup
 from qbench.report import effects, summary
 from qbench.report.budget import Floors, floors
 from qbench.report.effects import Effect, Verdict
-from qbench.report.factors import OPTIMIZERS
+from qbench.report.factors import without
 from qbench.report.study.crossing import Crossing
 from qbench.report.tables import NONE, Table
 from qbench.report.view import View
@@ -99,26 +98,6 @@ def _steps(where: Crossing, names: Sequence[str]) -> str:
     """The steps of arms that are one schedule of their pairs, where it is not the longest."""
     shorter = sorted({where.known[name].steps for name in names if _variant(where, name)[0] > 0})
     return f", {listed([str(steps) for steps in shorter], 'or')} steps" if shorter else ""
-
-
-def without(claim: str, others: Sequence[str] = ()) -> str:
-    """A claim without the optimizer that it names, or without the architecture that is one of `others`; the optimizers
-    that stay are written as people write them.
-
-    >>> without("With AdamW, boundaries are heavier-tailed"), without("boundaries cost more (muon)")
-    ('Boundaries are heavier-tailed', 'Boundaries cost more')
-    >>> without("muon lowers the kurtosis of residual", ["residual"])
-    'Muon lowers the kurtosis'
-    >>> without("residual: it costs no more after AdamW than after soap", ["residual"])
-    'It costs no more after AdamW than after SOAP'
-    """
-    every = "|".join(map(re.escape, sorted({*OPTIMIZERS, *OPTIMIZERS.values()}, key=len, reverse=True)))
-    names = "|".join(map(re.escape, others)) or every
-    text = re.sub(rf"^\s*((with|under|for|in|by)\s+)?\b({names})\b\s*[,:–-]+\s*", "", claim, flags=re.I)
-    text = re.sub(rf"\s*[(\[]({names})[)\]]", "", text, flags=re.I)
-    text = re.sub(rf",?\s+(with|under|for|by|of|in)\s+({names})(?![\w-])", "", text, flags=re.I).strip()
-    text = re.sub(rf"(?<![\w-])({every})(?![\w-])", lambda found: OPTIMIZERS.get(found[0], found[0]), text)
-    return text[:1].upper() + text[1:]
 
 
 def table(seen: View, where: Crossing, found: Claims) -> Table | None:
