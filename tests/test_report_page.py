@@ -105,6 +105,16 @@ def test_one_seed_decides_nothing() -> None:
     assert "±" not in arms[1]
 
 
+def test_of_many_arms_one_seed_is_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All seeds of fifty arms are megabytes that hide each other."""
+    whole = page.render(quickstart())
+    monkeypatch.setattr(page, "MANY", 1)
+    few = page.render(quickstart())
+    assert "of every arm and seed is a point" in whole
+    assert "of every arm, with its first seed, is a point" in few
+    assert len(few) < len(whole)
+
+
 def test_failures_are_shown_with_their_reasons() -> None:
     source = text(page.render(failing(full(), lambda cell: what(cell) == "loss", "RuntimeError: out of memory")))
     assert "RuntimeError: out of memory" in source

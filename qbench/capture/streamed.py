@@ -5,6 +5,7 @@ its largest magnitudes by column, all of its scales) gets that from a pass over 
 levels fitted to all values, needs the matrix whole, and gets it where it fits in the memory allowed.
 """
 
+import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -86,9 +87,18 @@ def streamed(
         job = _Job(matrix, dtype, memory - _BASE, _range(matrix, dtype, wanted.values()))
         ways = {name: job.way(q) for name, q in wanted.items()}
         errors, shapes = _by_run(job, *([q for n, q in wanted.items() if ways[n] == way] for way in ("run", "range")))
-        errors |= {name: _ONE_BY_ONE[ways[name]](job, q) for name, q in wanted.items() if ways[name] in _ONE_BY_ONE}
+        for name, q in wanted.items():
+            if ways[name] in _ONE_BY_ONE:
+                errors[name] = _ONE_BY_ONE[ways[name]](job, q)
+                _give_back()  # what the last run left
     left_out = {name: job.refusal() for name, way in ways.items() if way == "none"}
     return Streamed(matrix.shape, shapes, _one_signal({n: errors[n] for n in wanted if n in errors}), left_out)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: glibc may keep it all, run after run, in holes that the next does not fit."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(ctypes.c_size_t(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +147,12 @@ class _Job:
 
     def runs(self, multiple: int = 1) -> Iterable[Tensor]:
         return self.matrix.runs(self.dtype, multiple)
+
+    def lean(self, multiple: int = 1) -> Iterable[Tensor]:
+        """The same for formats that take a dozen copies of a run: what one leaves is given back before the next."""
+        for run in self.runs(multiple):
+            yield run
+            _give_back()
 
     def whole(self) -> Tensor:
         return self.matrix.view().to(self.matrix.read_as(self.dtype)).contiguous()
@@ -256,17 +272,17 @@ def _max_to_median(job: _Job) -> Mean:
 
 def _aligned(job: _Job, q: Quantizer) -> ErrorSums:
     name = str(q.spec)
-    return job.total(q, [sweep(run, [q], AXIS)[name] for run in job.runs(row_multiple(q.spec))])
+    return job.total(q, [sweep(run, [q], AXIS)[name] for run in job.lean(row_multiple(q.spec))])
 
 
 def _smooth(job: _Job, q: Quantizer) -> ErrorSums:
-    chosen = calibrated(q, job.runs())
-    return job.total(q, [Source(run, AXIS).sums(chosen) for run in job.runs()])
+    chosen = calibrated(q, job.lean())
+    return job.total(q, [Source(run, AXIS).sums(chosen) for run in job.lean()])
 
 
 def _scales(job: _Job, q: Quantizer) -> ErrorSums:
-    chosen = scaled(q, job.runs())
-    sums = job.total(q, [Source(run, AXIS).sums(part) for run, part in zip(job.runs(), chosen, strict=True)])
+    chosen = scaled(q, job.lean())
+    sums = job.total(q, [Source(run, AXIS).sums(part) for run, part in zip(job.lean(), chosen, strict=True)])
     return replace(sums, underflowed_scales=chosen.underflowed)
 
 

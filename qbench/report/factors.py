@@ -97,10 +97,20 @@ def quantized(training: Spec) -> str:
 
 
 def crossed(found: Sequence[Factors]) -> bool:
-    """Whether optimizers can be told from architectures: one of each was tried with more than one of the other."""
+    """Whether optimizers can be told from architectures: each was tried with more than one of the other, and half of
+    all pairs are there. What changes one piece at a time is no such study.
+
+    >>> tried = lambda *pairs: [Factors(*pair.split(), 1, "") for pair in pairs]
+    >>> crossed(tried("a x", "a y", "b x")), crossed(tried("a x", "a y"))
+    (True, False)
+    >>> crossed(tried("a x", "b x", "c x", "d x", "e x", "f x", "a y", "a z"))
+    False
+    """
     pairs = {(one.architecture, one.optimizer) for one in found}
     of_architectures, of_optimizers = (Counter(pair[i] for pair in pairs) for i in (0, 1))
-    return bool(pairs) and max(of_architectures.values()) > 1 and max(of_optimizers.values()) > 1
+    if not pairs or max(of_architectures.values()) < 2 or max(of_optimizers.values()) < 2:
+        return False
+    return 2 * len(pairs) >= len(of_architectures) * len(of_optimizers)
 
 
 def styles(found: Sequence[Factors]) -> list[int]:
@@ -123,13 +133,24 @@ def style(colour: int, mark: int) -> int:
 
 
 def _architectures(models: Mapping[str, Spec]) -> dict[str, str]:
-    first: dict[str, Spec] = {}
+    """The name in the catalog, and what is otherwise than in most models of that name."""
+    of: dict[str, list[Spec]] = {}
+    for model in models.values():
+        of.setdefault(str(model.get("arch") or ""), []).append(model)
+    usual = {arch: _usual(specs) for arch, specs in of.items()}
     found: dict[str, str] = {}
     for name, model in models.items():
         arch = str(model.get("arch") or "")
-        base = first.setdefault(arch, model)
         changed = [
-            f"{key.replace('_', ' ')} {model.get(key)}" for key in {**model, **base} if model.get(key) != base.get(key)
+            f"{key.replace('_', ' ')} {model.get(key)}" for key, value in usual[arch].items() if model.get(key) != value
         ]
         found[name] = ", ".join([arch, *changed])
     return found
+
+
+def _usual(specs: Sequence[Spec]) -> Spec:
+    """The commonest value of each setting, of the first spec where two are as common."""
+    keys = dict.fromkeys(key for spec in specs for key in spec)
+    values = {key: [spec.get(key) for spec in specs] for key in keys}
+    common = {key: Counter(map(repr, of)).most_common(1)[0][0] for key, of in values.items()}
+    return {key: next(value for value in of if repr(value) == common[key]) for key, of in values.items()}

@@ -89,7 +89,7 @@ def _of_study(run: View, where: Crossing, claims: Sequence[Mapping[str, Any]]) -
     """The charts of the page's sections, each variant a file, and losses against bits for each optimizer."""
     found = [*sections.first(run, where, claims), *sections.why(run, where)]
     drawn = {
-        "error-against-kurtosis": list(crossed.clouds(run, where).panels.values())[:1],
+        "error-against-kurtosis": list(crossed.clouds(run, where.main.values()).panels.values())[:1],
         **{f"loss-increase-{name}": each for name, each in crossed.budgets(run, where, "loss_increase").items()},
         **sections.panels(found),
     }

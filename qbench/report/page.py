@@ -50,6 +50,7 @@ MEASURED = {
     "noise/increase": "loss increase by noise",
 }
 LOST = "{} learned nothing, so there is nothing to lose to few bits; absolute losses leave it out, the table has it."
+MANY = 20  # arms, from which the seeds of each would hide those of the others
 FIRST_CLAIMS = 3  # of each kind of answer that stand in view, in the suite's order: the others are folded below
 LEAD = {"supported": "Supported", "contradicted": "Contradicted", "undecided": "Undecided"}
 
@@ -81,6 +82,7 @@ def render(run: Run) -> str:
         **_rest(seen),
         **_legend(where),
         "crossed": where.crossed,
+        "one_seed": where.crossed or len(seen.arms) >= MANY,
         "first_claims": FIRST_CLAIMS,
         "kind": "study crossed" if where.crossed else "study",
         "described": where.described() if where.crossed else [],
@@ -188,7 +190,7 @@ def _levels(effect: Effect) -> list[tuple[str, str]]:
 
 
 def _charts(seen: View, claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    clouds = charts.clouds(seen)
+    clouds = charts.clouds(seen) if len(seen.arms) < MANY else crossed.clouds(seen, seen.arms)
     classes = charts.site_classes(seen)
     courses = {name: (charts.depth(seen, name), charts.growth(seen, name)) for name in classes}
     budgets = {label: budget.budgets(seen, metric) for label, metric in SHOWN.items()}
@@ -215,7 +217,7 @@ def _charts(seen: View, claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _charts_crossed(seen: View, where: Crossing, claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The same for many arms: one optimizer at a time."""
-    clouds = crossed.clouds(seen, where)
+    clouds = crossed.clouds(seen, where.main.values())
     budgets = {
         f"{label}, {optimizer}": panels
         for label, metric in SHOWN.items()

@@ -11,17 +11,17 @@ from qbench.report.study.crossing import Crossing
 from qbench.report.study.levels import level
 from qbench.report.study.sections import silent
 from qbench.report.tables import NONE, Table
-from qbench.report.view import UNQUANTIZED, View, by_seed
+from qbench.report.view import UNQUANTIZED, Arm, View, by_seed
 from qbench.report.words import counted, number
 
 CLOUDS = 6  # quantizers that the cloud can be moved to: each adds a number for each of some thousand points
 
 
-def clouds(seen: View, where: Crossing) -> charts.Clouds:
-    """Of the longest schedules and the first seed of each; the other seeds lie on top of it."""
-    first = {arm.name: arm.seeds[0] for arm in where.main.values()}
+def clouds(seen: View, arms: Collection[Arm]) -> charts.Clouds:
+    """Of the first seed of each of these arms; the other seeds lie on top of it."""
+    first = {arm.name: arm.seeds[0] for arm in arms}
     rows = [row for what in ("shape", "error") for row in seen.select(what) if first.get(row.arm) == row.seed]
-    found = charts.clouds(replace(seen, arms=tuple(where.main.values()), rows=tuple(rows)))
+    found = charts.clouds(replace(seen, arms=tuple(arms), rows=tuple(rows)))
     return charts.Clouds(kurtosis=found.kurtosis, panels=dict([*found.panels.items()][:CLOUDS]))
 
 
