@@ -6,6 +6,7 @@ levels fitted to all values, needs the matrix whole, and gets it where it fits i
 """
 
 import ctypes
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -87,17 +88,15 @@ def streamed(
         job = _Job(matrix, dtype, memory - _BASE, _range(matrix, dtype, wanted.values()))
         ways = {name: job.way(q) for name, q in wanted.items()}
         errors, shapes = _by_run(job, *([q for n, q in wanted.items() if ways[n] == way] for way in ("run", "range")))
-        for name, q in wanted.items():
-            if ways[name] in _ONE_BY_ONE:
-                errors[name] = _ONE_BY_ONE[ways[name]](job, q)
-                _give_back()  # what the last run left
+        errors |= {name: _ONE_BY_ONE[ways[name]](job, q) for name, q in wanted.items() if ways[name] in _ONE_BY_ONE}
     left_out = {name: job.refusal() for name, way in ways.items() if way == "none"}
     return Streamed(matrix.shape, shapes, _one_signal({n: errors[n] for n in wanted if n in errors}), left_out)
 
 
 def _give_back() -> None:
     """Return freed memory to the system: glibc may keep it all, run after run, in holes that the next does not fit."""
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    if (trim := getattr(library, "malloc_trim", None)) is not None:
         trim(ctypes.c_size_t(0))
 
 
@@ -287,7 +286,9 @@ def _scales(job: _Job, q: Quantizer) -> ErrorSums:
 
 
 def _whole(job: _Job, q: Quantizer) -> ErrorSums:
-    return Source(job.whole(), AXIS).sums(q)
+    sums = Source(job.whole(), AXIS).sums(q)
+    _give_back()
+    return sums
 
 
 _ONE_BY_ONE: Mapping[str, Callable[[_Job, Quantizer], ErrorSums]] = {

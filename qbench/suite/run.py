@@ -6,17 +6,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qbench.names import UnknownName
-from qbench.results import evidence, origin
-from qbench.results.record import Attempt, Closing, Record, Status
+from qbench.results import origin
+from qbench.results.record import Attempt, Closing, Status
 from qbench.results.run import NoRun, Run, read
 from qbench.results.store import Store, settled
 from qbench.suite import material, plugins, rates
 from qbench.suite.cells import Cell, Environment
+from qbench.suite.closing import answered, failed
 from qbench.suite.device import Choice, Device, find, torch_version
-from qbench.suite.engine import Message, work
+from qbench.suite.engine import work
 from qbench.suite.expand import expand, groups
 from qbench.suite.found import data_digest, versions
 from qbench.suite.found import find as find_models
@@ -237,14 +236,14 @@ def _answers(plan: Plan, store: Store, cost: Cost) -> Generator[Step, None, None
                 _note_model(cost, name, message.body)
             elif message.event == "cell":
                 cell = wanted.pop(message.body["cell"])
-                yield _store(plan, store, cell, message)
+                yield _step(answered(store, plan.out, cell, message), cell)
             else:
                 cost.cpu_seconds += message.body.get("cpu_seconds", 0.0)
                 cost.startup_cpu_seconds += message.body.get("startup_cpu_seconds", 0.0)
                 cost.peak_rss = max(cost.peak_rss, message.body.get("peak_rss", 0))
                 reason = message.body.get("reason", "the worker ended without answering this cell")
                 for cell in wanted.values():
-                    yield _fail(store, cell, reason, message.log)
+                    yield _step(failed(store, cell, reason, message.log), cell)
     finally:
         messages.close()
 
@@ -259,30 +258,8 @@ def _task(plan: Plan, group: Iterable[Cell], wanted: Mapping[str, Cell]) -> dict
     }
 
 
-def _store(plan: Plan, store: Store, cell: Cell, message: Message) -> Step:
-    body = message.body
-    samples = ""
-    if body["vectors"]:
-        samples = evidence.save(plan.out, {name: np.asarray(vector) for name, vector in body["vectors"].items()})
-    records = [replace(Record(**raw), samples=samples) for raw in body["records"]]
-    closing = Closing(
-        cell=cell.id,
-        question=cell.question_id,
-        status=body["status"],
-        spec=cell.spec(),
-        seconds=round(body["seconds"], 4),
-        error=body["error"],
-        log=message.log if body["status"] == "failed" else (),
-        warnings=tuple(body["warnings"]),
-    )
-    store.append(closing, records)
+def _step(closing: Closing, cell: Cell) -> Step:
     return Step(group_name(cell), cell=cell, status=closing.status, error=closing.error, warnings=closing.warnings)
-
-
-def _fail(store: Store, cell: Cell, reason: str, log: tuple[str, ...]) -> Step:
-    closing = Closing(cell=cell.id, question=cell.question_id, status="failed", spec=cell.spec(), error=reason, log=log)
-    store.append(closing, [])
-    return Step(group_name(cell), cell=cell, status="failed", error=reason)
 
 
 def _note_model(cost: Cost, name: str, body: Mapping[str, Any]) -> None:
