@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,16 @@ def test_each_run_on_a_folder_is_a_session(tmp_path: Path) -> None:
     assert 0 < two["cost"]["wall_seconds"] < 60
     assert two["cost"]["training"] == 2.5
     assert 2**20 < two["cost"]["peak_rss_bytes"] < 2**40
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak includes what started the process")
+def test_the_peak_is_this_program_s_and_not_that_of_what_started_it() -> None:
+    program = "from qbench.results.origin import peak_rss; print(peak_rss())"
+    held = bytearray(b"x") * 2**29
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    peak = origin.peak_rss()
+    assert peak is not None
+    assert int(done.stdout) < len(held) < peak
 
 
 def test_versions_are_those_installed() -> None:

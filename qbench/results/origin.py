@@ -91,7 +91,7 @@ def finish(folder: str | Path, began: Began, cells: Mapping[str, int], **found: 
     cost = {
         "cpu_seconds": round(_cpu_seconds() - began.cpu_seconds, 3),
         "wall_seconds": round(time.monotonic() - began.wall, 3),
-        "peak_rss_bytes": _peak_rss(),
+        "peak_rss_bytes": peak_rss(),
         **found.get("cost", {}),
     }
     sessions[began.number] = session | digests | {"finished": _now(), "cells": dict(cells), "cost": cost}
@@ -197,10 +197,18 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def _peak_rss() -> int | None:
-    """Largest resident memory in bytes of this process so far; None on Windows."""
+def peak_rss() -> int | None:
+    """Largest resident memory in bytes of this process so far; None on Windows.
+
+    Linux's `ru_maxrss` begins with the memory of the process that started this one; `VmHWM` counts from this program's
+    start, where the kernel has it.
+    """
     if sys.platform == "win32":
         return None
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import Any, TextIO
 
 import torch
 
+from qbench.results.origin import peak_rss
 from qbench.suite.answer import FAULTS, Answer, Subject, attempt, failed, together, training_answer, trial_answer
 from qbench.suite.cells import WATCHING, Cell
 from qbench.suite.follow import followed, of_trained
@@ -113,8 +113,7 @@ def main() -> None:
         found = answers(wanted, group, task["device"], wire)
     for done in found:
         wire.answer(done)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    wire.say("end", cpu_seconds=process_time(), startup_cpu_seconds=startup, peak_rss=peak)
+    wire.say("end", cpu_seconds=process_time(), startup_cpu_seconds=startup, peak_rss=peak_rss() or 0)
 
 
 if __name__ == "__main__":
