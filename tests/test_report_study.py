@@ -467,6 +467,20 @@ def test_predictors_are_ranked_with_their_intervals() -> None:
     assert all(variant.panels for variant in found.figures[0].variants)
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("weight:weights", "weights: mxfp4"),
+        ("weight:blocks.0.**", "weights of blocks.0.**: mxfp4"),
+        ("activation:interior", "forward, activations of interior: mxfp4"),
+        ("state:momentum", "optimizer's state, momentum: mxfp4"),
+    ],
+)
+def test_what_was_quantized_inside_is_said_in_words(key: str, said: str) -> None:
+    arm = replace(where().inside[0][0], training={"quantized": {key: "mxfp4"}})
+    assert inside.spelled(arm) == said
+
+
 def test_quantizers_inside_are_compared_with_the_same_arm_without() -> None:
     arm, twin = next(pair for pair in where().inside if pair[0].name.startswith("residual-free"))
     one = inside.trained(seen(), arm, twin)

@@ -161,7 +161,8 @@ def spelled(arm: Arm) -> str:
     parts: list[str] = []
     for key, quantizer in inside.items():
         kind, _, place = key.partition(":")
-        parts.append(f"{KINDS.get(kind, kind)} {place}: {quantizer}")
+        what = "weights" if key == "weight:weights" else f"{KINDS.get(kind, kind)} {place}"
+        parts.append(f"{what}: {quantizer}")
     return ", ".join(parts)
 
 
