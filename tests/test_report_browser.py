@@ -12,7 +12,7 @@ import pytest
 from browser import chromium
 from fake_run import quickstart
 
-from qbench.report import page
+from qbench.report import factors, page
 
 pytestmark = [
     pytest.mark.browser,
@@ -62,8 +62,11 @@ def source() -> str:
 
 @pytest.fixture(scope="module")
 def said(source: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return asked(source, tmp_path_factory.mktemp("probe"))
+
+
+def asked(source: str, folder: Path) -> dict:
     """What the probe found, on the page with one more script let through its policy."""
-    folder = tmp_path_factory.mktemp("probe")
     allowed = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
     probed = source.replace("script-src ", f"script-src 'sha256-{allowed}' ")
     path = folder / "page.html"
@@ -92,6 +95,13 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(source: str, tmp_path: 
 def test_every_record_is_a_point_for_every_quantizer(said: dict) -> None:
     assert len(said["points"]) == 15
     assert set(said["points"].values()) == {522}
+
+
+def test_arms_drawn_alike_have_each_point_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(factors, "MANY", 4)
+    said = asked(page.render(quickstart()), tmp_path)
+    assert set(said["points"].values()) == {522}
+    assert said["off"] == 0
 
 
 def test_every_treatment_of_every_arm_is_a_point(said: dict) -> None:

@@ -7,6 +7,7 @@ from fake_run import Builder, model
 
 from qbench.report import effects, summary
 from qbench.report.effects import Effect, answer
+from qbench.report.summary import Difference
 from qbench.report.view import view
 from qbench.results.run import Run
 
@@ -158,3 +159,14 @@ def test_the_differences_are_those_of_the_specs() -> None:
     [difference] = summary.differences(seen, answer(seen, [LOSS, SHAPE]))
     assert [name for name, *_ in difference.factors] == ["wiring", "init", "temperature"]
     assert "3 factors together" in summary.confounded(difference)
+
+
+def test_comparisons_of_one_factor_share_a_sentence_where_others_mix_causes() -> None:
+    one = [Difference(arms=("plain", name), factors=((name, "0", "1"),)) for name in ("norm", "init", "layers")]
+    both = Difference(arms=("plain", "both"), factors=(("norm", "0", "1"), ("init", "0", "1")))
+    assert summary.differing([one[0], both, *one[1:]]) == [
+        summary.confounded(both),
+        "The other 3 comparisons change one thing each: norm, init and layers.",
+    ]
+    assert summary.differing(one) == [summary.confounded(each) for each in one]
+    assert summary.differing([one[0], both]) == [summary.confounded(one[0]), summary.confounded(both)]

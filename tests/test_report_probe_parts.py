@@ -119,7 +119,7 @@ def test_a_map_has_the_worst_of_several_experts_and_its_shade_is_half_bits() -> 
         )
         for i in range(3)
     ]
-    arm = Arm(name="model", style=0, model={}, training=None, seeds=(0,))
+    arm = Arm(name="model", style=0, drawn_as="model", model={}, training=None, seeds=(0,))
     found = hard(View(arms=(arm,), rows=tuple(rows), cells=(), manifest={}), "weight")[0]
     assert found.map.columns == ("layer", "mlp.experts.*.up")
     assert found.map.rows == (("0", "25.0"),)
@@ -200,7 +200,7 @@ def test_all_groups_that_stand_out_are_counted_and_the_first_eight_listed() -> N
             values={"loss_increase": 1.0 - i / 100, "floor/window": 0.01})
         for i in range(12)
     ]  # fmt: skip
-    arm = Arm(name="model", style=0, model={"arch": "pretrained"}, training=None, seeds=(0,))
+    arm = Arm(name="model", style=0, drawn_as="model", model={"arch": "pretrained"}, training=None, seeds=(0,))
     (sweep,) = layers.sweeps(View(arms=(arm,), rows=tuple(rows), cells=(), manifest={}))
     assert sweep.first == ("blocks.0.mlp.in", "+1.0 ± 0.020", "12 of 12")
     assert sweep.most_kept == 8

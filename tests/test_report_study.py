@@ -15,7 +15,7 @@ from fake_run import Builder, failing, keep, quickstart
 from fake_study import ARCHITECTURES, STEPS, SUITE, TAKEN, study
 
 from qbench.report import budget, effects, page, payload, provenance, svg, troubles
-from qbench.report.factors import COLOURS, MARKS, Factors, crossed, factors, style, styles
+from qbench.report.factors import COLOURS, MANY, MARKS, Factors, crossed, factors, style, styles
 from qbench.report.predictors import Observation
 from qbench.report.study import (
     adds,
@@ -222,6 +222,14 @@ def test_arms_that_are_not_crossed_each_have_a_style_of_their_own() -> None:
     one = [Factors(str(i), "AdamW", 10, "") for i in range(5)]
     assert not crossed(one)
     assert styles(one) == [0, 1, 2, 3, 4]
+
+
+def test_many_arms_that_change_one_piece_are_drawn_by_their_models() -> None:
+    free = [Factors(f"residual-free, layers {i}", "Muon", 10, "") for i in range(MANY - 2)]
+    plain = [Factors("residual", "Muon", 10, ""), Factors("residual, layers 12", "Muon", 10, "")]
+    assert styles([*free, *plain]) == [0] * len(free) + [1, 1]
+    assert styles([*free, plain[0]]) == [*range(MANY - 1)]  # so many can still be told apart
+    assert styles([*free, *free]) == [*range(2 * len(free))]  # one model: nothing to tell them by
 
 
 def test_other_settings_make_another_architecture() -> None:

@@ -365,6 +365,16 @@ def test_a_run_of_stacks_says_where_its_numbers_come_from(write: Write, monkeypa
     assert (session["seeds"], session["data"], session["cells"]) == ([0, 3, 5], {}, {"measured": 9})
 
 
+def test_what_a_faster_run_measured_meanwhile_is_not_measured_again(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qbench.suite.run.work", work)
+    found = plan(load(write(STACKS)), tmp_path, find("cpu"), 1)
+    assert len([*execute(found, Cost(), {})]) == found.todo == 9
+    assert [*execute(found, Cost(), {})] == []
+    assert origin.read(tmp_path)["sessions"][-1]["cells"] == {"measured": 9}
+
+
 CLAIM = """\
 effects:
   - claim: Mixing ends it

@@ -13,6 +13,8 @@ Spec = Mapping[str, Any]
 # In the style sheet and in the drawings. They have no common divisor, so that each pair is one of 56 styles.
 COLOURS, MARKS = 8, 7
 
+MANY = 20  # arms: more lines of their own than a reader can follow
+
 OPTIMIZERS: Mapping[str, str] = {
     "adamw": "AdamW",
     "muon": "Muon",
@@ -36,6 +38,15 @@ class Factors:
     optimizer: str
     steps: int
     quantized: str
+
+    @property
+    def model(self) -> str:
+        """The name in the catalog, without the settings that the architecture's name adds.
+
+        >>> Factors("residual, layers 12", "Muon", 500, "").model
+        'residual'
+        """
+        return self.architecture.partition(", ")[0]
 
 
 def factors(arms: Mapping[str, tuple[Spec, Spec]]) -> dict[str, Factors]:
@@ -113,8 +124,18 @@ def crossed(found: Sequence[Factors]) -> bool:
     return 2 * len(pairs) >= len(of_architectures) * len(of_optimizers)
 
 
+def gathered(found: Sequence[Factors]) -> bool:
+    """Whether arms that are not crossed are too many to be told apart, and are drawn by their models instead."""
+    return len(found) >= MANY and not crossed(found) and 1 < len({one.model for one in found}) <= MARKS
+
+
 def styles(found: Sequence[Factors]) -> list[int]:
-    """How each arm is drawn: in a crossed study colour is architecture and mark is optimizer, else each has its own."""
+    """How each arm is drawn: in a crossed study colour is architecture and mark is optimizer; among many arms that
+    change one piece at a time those of one model are drawn alike; else each has its own.
+    """
+    if gathered(found):
+        models = [*dict.fromkeys(one.model for one in found)]
+        return [models.index(one.model) for one in found]
     if not crossed(found):
         return list(range(len(found)))
     colours = {name: i for i, name in enumerate(dict.fromkeys(one.architecture for one in found))}

@@ -40,23 +40,26 @@ def write(run: Run, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     asked = provenance.suite(run)
-    for name, panels in figures(view(run, first=provenance.compared(asked)), provenance.claims(asked)):
+    seen = view(run, first=provenance.compared(asked))
+    names = {arm.name: arm.drawn_as for arm in seen.arms}
+    for name, panels in figures(seen, provenance.claims(asked)):
         with rc_context(STYLE):
             columns = min(3, len(panels))
             rows = -(-len(panels) // columns)
             figure = Figure(figsize=(4.2 * columns, 3.3 * rows), layout="constrained")
             for place, panel in enumerate(panels, start=1):
                 draw(figure.add_subplot(rows, columns, place), panel)
-            _legend(figure)
+            _legend(figure, names)
             for ending in formats:
                 paths.append(folder / f"{name}.{ending}")
                 figure.savefig(paths[-1], dpi=200, metadata={"Date": None} if ending == "svg" else None)
     return paths
 
 
-def _legend(figure: Any) -> None:
-    """Every arm of any panel once, below all of them where there are many."""
-    known = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+def _legend(figure: Any, names: Mapping[str, str]) -> None:
+    """Every arm of any panel once, those drawn alike under the name they share; below the panels where many."""
+    found = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    known = {names.get(label, label): line for line, label in found}
     if len(known) <= FEW:
         figure.axes[0].legend(fontsize="small", frameon=False)
     else:

@@ -43,8 +43,11 @@ function moveCloud() {
   const height = f.height - f.top - f.bottom, right = f.width - f.right, {low, high} = cloud.x;
   const across = (k) => (f.left + (Math.log(Math.max(k, -2.9) + 3) - low) / (high - low) * (right - f.left)).toFixed(1);
   const up = (value) => (f.top + (picked.high - value) / (picked.high - picked.low) * height).toFixed(1);
+  const filled = new Set();  // arms drawn alike share a style: the first of them takes the points of all
   for (const group of all("[data-arm]", svg)) {
     all("use", group).forEach((mark) => mark.remove());
+    if (filled.has(group.dataset.arm)) continue;
+    filled.add(group.dataset.arm);
     points.kurtosis.forEach((k, i) => {
       const value = sqnr(chosen(), i);
       if (value === null || points.style[points.arm[i]] !== Number(group.dataset.arm)) return;

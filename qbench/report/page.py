@@ -21,7 +21,7 @@ from qbench.report import (
     troubles,
 )
 from qbench.report.effects import Effect
-from qbench.report.factors import COLOURS
+from qbench.report.factors import COLOURS, MANY
 from qbench.report.panels import Panel
 from qbench.report.study import claims as matrix
 from qbench.report.study import crossed, grids, sections
@@ -50,7 +50,6 @@ MEASURED = {
     "noise/increase": "loss increase by noise",
 }
 LOST = "{} learned nothing, so there is nothing to lose to few bits; absolute losses leave it out, the table has it."
-MANY = 20  # arms, from which the seeds of each would hide those of the others
 FIRST_CLAIMS = 3  # of each kind of answer that stand in view, in the suite's order: the others are folded below
 LEAD = {"supported": "Supported", "contradicted": "Contradicted", "undecided": "Undecided"}
 
@@ -80,7 +79,7 @@ def render(run: Run) -> str:
         **_answer(run, seen, found),
         **(_charts_crossed(seen, where, claims) if where.crossed else _charts(seen, claims)),
         **_rest(seen),
-        **_legend(where),
+        **_legend(seen, where),
         "crossed": where.crossed,
         "one_seed": where.crossed or len(seen.arms) >= MANY,
         "first_claims": FIRST_CLAIMS,
@@ -100,9 +99,10 @@ def render(run: Run) -> str:
     return assets.page("study.html", context, "study.css")
 
 
-def _legend(where: Crossing) -> dict[str, Any]:
-    """Architectures by colour and optimizers by mark, where both vary."""
+def _legend(seen: View, where: Crossing) -> dict[str, Any]:
+    """Architectures by colour and optimizers by mark, where both vary; else the styles of the arms."""
     return {
+        "drawn_as": list(dict.fromkeys((arm.drawn_as, arm.style) for arm in seen.arms)),
         "colours": [(name, where.colour(name)) for name in where.architectures],
         "optimizers": [(name, where.mark(name)) for name in where.optimizers],
         "data_colours": COLOURS,
@@ -164,7 +164,7 @@ def _answer(run: Run, seen: View, found: Sequence[Effect]) -> dict[str, Any]:
         "levels": _levels,
         "measured": MEASURED,
         "note": provenance.suite(run).get("note", ""),
-        "confounded": [summary.confounded(one) for one in differences],
+        "confounded": summary.differing(differences),
         "entangled": any(len(one.factors) > 1 for one in differences),
     }
 
@@ -206,7 +206,6 @@ def _charts(seen: View, claims: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         },
     }
     return {
-        "arms": seen.arms,
         "cloud": _cloud(clouds) if clouds.panels else None,
         "budget": _budget(seen, budgets) if any(budgets.values()) else None,
         "course": [_course(index, name, panels) for index, (name, panels) in enumerate(courses.items())],
@@ -233,7 +232,6 @@ def _charts_crossed(seen: View, where: Crossing, claims: Sequence[Mapping[str, A
         },
     }
     return {
-        "arms": seen.arms,
         "cloud": _cloud(clouds) if clouds.panels else None,
         "budget": {**drawn, "tables": crossed.tables(seen, where)} if drawn else None,
         "course": [],

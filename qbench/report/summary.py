@@ -14,6 +14,7 @@ VERDICTS: Mapping[Verdict, str] = {
     "contradicted": "Contradicts it",
     "undecided": "Undecided",
 }
+FEW_ALONE = 2  # comparisons of one factor that are spelled out beside those of several
 # What a comparison holds fixed or what names it, rather than a factor of its own.
 NOT_FACTORS = {"arch", "shape_steps", "checkpoints"}
 
@@ -106,6 +107,16 @@ def _flat(arm: Arm) -> dict[str, Any]:
     inside = quantized(arm.training or {})
     told = {**arm.model, **(arm.training or {})}
     return {**told, "quantized": inside} if inside else told
+
+
+def differing(found: Sequence[Difference]) -> list[str]:
+    """What the comparisons can and cannot say: first those that mix causes; many that do not share one sentence."""
+    alone = [one for one in found if len(one.factors) == 1]
+    if len(alone) < len(found) and len(alone) > FEW_ALONE:
+        names = listed(list(dict.fromkeys(one.factors[0][0] for one in alone)))
+        mixed = [confounded(one) for one in found if len(one.factors) != 1]
+        return [*mixed, f"The other {len(alone)} comparisons change one thing each: {names}."]
+    return [confounded(one) for one in found]
 
 
 def confounded(difference: Difference) -> str:

@@ -40,10 +40,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One model of the suite: what it is, how it was trained, with which seeds; `style` is its place in the order."""
+    """One model of the suite: what it is, how it was trained, with which seeds.
+
+    `style` says how it is drawn, `drawn_as` what a legend calls that style where arms are not crossed.
+    """
 
     name: str
     style: int
+    drawn_as: str
     model: Mapping[str, Any]
     training: Mapping[str, Any] | None
     seeds: tuple[int, ...]
@@ -171,10 +175,12 @@ def _arms(cells: Sequence[Closing], first: Sequence[str]) -> tuple[Arm, ...]:
             specs.setdefault(str(cell.spec.get("arm", "")), []).append(cell.spec)
     measured = [(name, sorted(found, key=_is_trial)) for name, found in specs.items() if found]
     known = factors.factors({n: (found[0].get("model") or {}, found[0].get("training") or {}) for n, found in measured})
+    gathered = factors.gathered([*known.values()])
     return tuple(
         Arm(
             name=name,
             style=style,
+            drawn_as=known[name].model if gathered else name,
             model=found[0].get("model") or {},
             training=found[0].get("training"),
             seeds=tuple(sorted({int(spec.get("seed") or 0) for spec in found})),

@@ -138,19 +138,21 @@ def plan(suite: Suite, out: Path, device: Device, workers: int, plugin_files: Se
     if any(arm.rates for arm in suite.arms):
         environment = replace(environment, rates=rates.chosen(suite.arms, cells, _answered(out)))
         cells = tuple(expand(suite, environment))
-    ids = {cell.id for cell in cells}
-    over = ("measured", "unsupported")  # what this kind of machine cannot do, it cannot do the next time
-    done = frozenset(cell for cell, status in settled(out).items() if status in over and cell in ids)
     return Plan(
         suite=suite,
         out=out,
         device=device,
         workers=workers,
         cells=cells,
-        done=done,
+        done=_over(cells, settled(out)),
         undecided=rates.undecided(suite.arms, environment.rates),
         plugin_files=tuple(plugin_files),
     )
+
+
+def _over(cells: Iterable[Cell], known: Mapping[str, Status]) -> frozenset[str]:
+    """Cells that need no further attempt: what this kind of machine cannot do, it cannot do the next time."""
+    return frozenset(cell.id for cell in cells if known.get(cell.id) in ("measured", "unsupported"))
 
 
 def _answered(out: Path) -> Mapping[str, Attempt]:
@@ -199,6 +201,7 @@ def _execute(plan: Plan, cost: Cost, options: Mapping[str, Any]) -> Generator[St
     with Store.open(plan.out) as store:
         if store.repaired:
             yield Step("", warnings=(store.repaired,))
+        plan = replace(plan, done=plan.done | _over(plan.cells, store.settled))  # another run may have been faster
         began, own = origin.begin(plan.out, _asked(plan, options)), Cost()  # a session has its own cost, not the run's
         try:
             yield from _answers(plan, store, own)
