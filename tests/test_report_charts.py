@@ -42,7 +42,10 @@ def test_the_cloud_has_a_point_for_every_record(quantizer: str) -> None:
 
 
 def test_the_default_quantizer_comes_first() -> None:
-    assert next(iter(charts.clouds(seen()).panels)) == "int8/tensor"
+    found = list(charts.clouds(seen()).panels)
+    told = [name for name in charts.FIRST_QUANTIZERS if name in found]
+    assert len(told) > 3
+    assert found[: len(told)] == told
 
 
 def test_the_correlation_is_that_of_log_kurtosis_and_sqnr() -> None:

@@ -15,7 +15,8 @@ from qbench.report.words import counted, fixed, listed, number
 
 KURTOSIS = "excess_kurtosis/tensor"
 KURTOSIS_AXIS = "excess kurtosis of the tensor, log(k + 3)"
-FIRST_QUANTIZERS = ("int8/tensor", "int4/tensor")
+# The telling formats come first; a page with many arms has room for no others.
+FIRST_QUANTIZERS = ("int8/tensor", "int4/tensor", "int4/token", "int4/block:32", "mxfp4", "nvfp4")
 # Charts of all places would make a page that is too heavy to send; the others are in the export.
 CHARTED_SITES = ("out", "mlp.hidden", "attn.context", "mlp.out", "attn.out", "attn.k", "mid", "mlp.in")
 # What a Gaussian becomes there by itself: E f^4 / (E f^2)^2 - 3, centred, for f = GELU.
@@ -37,7 +38,7 @@ class Clouds:
 
 
 def clouds(run: View) -> Clouds:
-    """SQNR against kurtosis for each activation quantizer; one key format comes first."""
+    """SQNR against kurtosis for each activation quantizer, the telling ones first."""
     kurtosis = {
         (row.arm, row.seed, row.site): row.values[KURTOSIS]
         for row in run.select("shape", kind="activation")
@@ -47,8 +48,7 @@ def clouds(run: View) -> Clouds:
     for row in run.select("error", kind="activation"):
         if "error_db" in row.values and _point(row) in kurtosis:
             rows[row.quantizer].append(row)
-    first = next((name for name in FIRST_QUANTIZERS if name in rows), "")
-    order = sorted(rows, key=lambda name: name != first)
+    order = dict.fromkeys([name for name in (*FIRST_QUANTIZERS, *rows) if name in rows])
     return Clouds(kurtosis=kurtosis, panels={name: _cloud(run, kurtosis, rows[name]) for name in order})
 
 
