@@ -1,8 +1,5 @@
 """The page in a real browser: its script runs under its own policy, every record is a point, nothing overflows."""
 
-import base64
-import hashlib
-import json
 import re
 import struct
 import zlib
@@ -49,9 +46,6 @@ for (const button of document.querySelectorAll("[data-csv]")) {
   button.click();
   said.csv[button.dataset.csv] = files.last.content;
 }
-const out = document.createElement("pre");
-out.id = "said"; out.textContent = JSON.stringify(said);
-document.body.append(out);
 """
 
 
@@ -62,20 +56,8 @@ def source() -> str:
 
 @pytest.fixture(scope="module")
 def said(source: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return asked(source, tmp_path_factory.mktemp("probe"))
-
-
-def asked(source: str, folder: Path) -> dict:
-    """What the probe found, on the page with one more script let through its policy."""
-    allowed = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
-    probed = source.replace("script-src ", f"script-src 'sha256-{allowed}' ")
-    path = folder / "page.html"
-    path.write_text(probed.replace("</body>", f"<script>{PROBE}</script></body>"))
-    seen = chromium.dump(path, folder / "profile")
-    assert seen.console == []
-    found = re.search(r'<pre id="said">(.*?)</pre>', seen.dom, flags=re.S)
-    assert found, "the probe did not finish"
-    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    folder = tmp_path_factory.mktemp("probe")
+    return chromium.asked(source, PROBE, folder / "page.html", folder / "profile")
 
 
 def test_the_console_stays_silent(source: str, tmp_path: Path) -> None:
@@ -99,7 +81,7 @@ def test_every_record_is_a_point_for_every_quantizer(said: dict) -> None:
 
 def test_arms_drawn_alike_have_each_point_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(factors, "MANY", 4)
-    said = asked(page.render(quickstart()), tmp_path)
+    said = chromium.asked(page.render(quickstart()), PROBE, tmp_path / "page.html", tmp_path / "profile")
     assert set(said["points"].values()) == {522}
     assert said["off"] == 0
 
