@@ -1,5 +1,6 @@
 """The outlier map against values that were put there, and against a slow reading of its definitions."""
 
+import math
 import statistics
 
 import pytest
@@ -142,3 +143,12 @@ def test_what_cannot_be_mapped_is_refused(x: Tensor, said: str) -> None:
 def test_two_places_do_not_add_up() -> None:
     with pytest.raises(ValueError, match="16 and 8 channels"):
         _: Outliers = outliers(noise()) + outliers(noise(channels=8))
+
+
+def test_beside_zeros_nothing_is_a_sink_and_every_number_is_finite() -> None:
+    x = torch.zeros(1, 8, 4)
+    x[0, 0], x[0, 3] = 50, 1
+    found = outliers(x)
+    assert all(math.isfinite(value) for value in found.values().values())
+    assert found.values()["outliers/first_token_norm"] == 0
+    assert all(math.isfinite(token.norm) for token in found.largest_tokens)

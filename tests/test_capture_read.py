@@ -225,3 +225,12 @@ def test_peak_memory_does_not_grow_with_the_number_of_sites_or_quantizers() -> N
     channels = 3 * (10 * 32 + 2 * 128)
     assert more_sites <= 1.01 * small_one + channels * 6 * 8
     assert more_quantizers <= small_one + 2 * widest
+
+
+def test_gradients_are_read_from_a_model_that_works_in_place() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 1))
+    x, seen = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), dict[str, Tensor]()
+    places = as_places({"0": model[0]})
+    read.gradients(model, places, [x], lambda m, b: m(b).sum(), lambda site, g: seen.update({site: g.clone()}))
+    expected = (model[0](x) > 0) * model[2].weight
+    torch.testing.assert_close(seen["0"], expected.detach())

@@ -247,3 +247,12 @@ def test_the_copy_may_be_changed_in_place(name: str, kind: str) -> None:
         model(x).sum().backward()
     assert len(engagement.places) == 1
     assert model[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["int4/block:4@2", "int4/block:2@1", "int4/block:2@-3", "int4/tile:2x4"])
+def test_blocks_may_run_along_any_axis_of_an_activation(name: str) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
+    with quantized({"0": (Place(model[0]), build(name))}, {}) as engagement:
+        y = model(x)
+    assert torch.equal(y, build(name).roundtrip(model(x)))
+    assert 8 <= engagement.levels <= 16

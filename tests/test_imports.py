@@ -110,6 +110,11 @@ def test_heavy_windows_count_for_more_in_a_comparison(tmp_path: Path) -> None:
         ([HEADER, '{"line":"item","id":"a","values":{"loss":NaN}}'], "s.jsonl:2: loss is a finite number, found nan"),
         ([HEADER, item(0), item(1, values={"loss": 1})], "s.jsonl:3: every item has the same metrics"),
         ([HEADER, item(0, weight=0)], "s.jsonl:2: a weight is above 0, found 0"),
+        ([HEADER, item(0, weight=1e308)], "s.jsonl:2: a weight is above 0"),
+        ([HEADER, item(0, values={"loss": 10**400})], "s.jsonl:2: loss is a finite number"),
+        ([HEADER, item(0, values={"error_rate": -3})], "s.jsonl:2: error_rate is a share from 0 to 1, found -3"),
+        ([HEADER | {"bits_per_value": -4}, item(0)], "s.jsonl:1: bits_per_value is a number from 0, found -4"),
+        ([HEADER | {"bits_per_value": math.nan}, item(0)], "s.jsonl:1: bits_per_value is a number from 0, found nan"),
         ([HEADER], "s.jsonl: no items"),
         ([HEADER, item(0), "x" * (1 << 21)], "s.jsonl:3: longer than 1048576 bytes"),
     ],
@@ -128,6 +133,11 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(BadSamples) as found:
         samples.read(write(tmp_path / "s.jsonl", HEADER, item(0, weight=-1), item(1, slice=3), item(2)))
     assert [line[:9] for line in str(found.value).splitlines()] == ["s.jsonl:2", "s.jsonl:3"]
+
+
+def test_blank_lines_are_no_items(tmp_path: Path) -> None:
+    found = samples.read(write(tmp_path / "s.jsonl", HEADER, item(0), "", item(1), "", " "))
+    assert found.records[0].n == 2
 
 
 def test_paths_are_not_stored(tmp_path: Path) -> None:
@@ -219,6 +229,28 @@ def test_results_of_the_harness_keep_their_numbers_and_their_samples(tmp_path: P
     assert (right.model["name"], right.data["name"], right.runtime) == ("llama", "org/right", "lm_eval 0.4.13 (hf)")
     assert right.measurement["options"] == {"name": "right", "library": "lm_eval", "version": "1.0", "few_shot": 0}
     assert not right.warnings
+
+
+@pytest.mark.parametrize("kept", ["samples", "results alone"])
+def test_the_first_filter_of_a_task_is_the_one_that_counts(tmp_path: Path, kept: str) -> None:
+    path = harness(tmp_path / "h", [1 - w for w in WRONG])
+    results = json.loads(path.read_text())
+    results["results"]["right"] = {"alias": "right", "acc,strict": 0.375, "acc,flexible": 0.875, "acc_stderr,strict": 0}
+    path.write_text(json.dumps(results))
+    samples = path.parent / "samples_right_2026-01-01T00-00-00.1.jsonl"
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    flexible = [one | {"filter": "flexible", "acc": 1.0} for one in lines]
+    write(samples, *flexible, *[one | {"filter": "strict"} for one in lines])
+    if kept != "samples":
+        samples.unlink()
+    right = lm_eval_files.read(path)[0]
+    assert right.records[0].values["task_error/acc"] == pytest.approx(0.625)
+    assert right.measurement["options"]["filter"] == "strict"
+    if kept == "samples":
+        assert right.vectors["right/task_error/acc"].tolist() == WRONG
+        write(samples, *flexible)
+        with pytest.raises(BadSamples, match="no sample of the filter 'strict'"):
+            lm_eval_files.read(path)
 
 
 def test_two_imports_compare_by_document(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from qbench.capture.sites import own, resolve
 from qbench.metrics.error import error_values
 from qbench.names import UnknownName
 from qbench.quant.catalog import QUANTIZERS
+from qbench.quant.spec import QuantizerName
 from qbench.quant.sweep import sweep as sweep_sums
 from qbench.results.demo import unpack
 
@@ -264,3 +265,33 @@ def test_a_key_that_names_nothing_is_taught_and_touches_nothing(key: str, messag
         pass
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_matrix_that_two_modules_share_is_quantized_once() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(16, 8), "head": nn.Linear(8, 16, bias=False)})
+    model["head"].weight = model["embed"].weight
+    once = qb.quantizer("int4/token/rms", 0).roundtrip(model["head"].weight.detach())
+    with qb.quantized(model, {"weight:**": "int4/token/rms"}) as engagement:
+        assert torch.equal(model["head"].weight, once)
+    assert engagement.values("weight") == 128
+    assert list(engagement.places) == ["weight:embed"]
+
+
+def test_what_is_no_tensor_and_no_name_is_refused() -> None:
+    with pytest.raises(TypeError, match="a torch tensor is wanted, found list"):
+        qb.sweep([1.0, 2.0], ["int4/token"])  # type: ignore[arg-type]
+    with pytest.raises(QuantizerName, match="None"):
+        qb.quantizer(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a probe needs windows"):
+        qb.probe(small("residual"), tokens(2)[:0])
+
+
+def test_one_name_is_one_quantizer_and_any_spelling_finds_it() -> None:
+    found = qb.probe(small("residual"), tokens(2), "int4.narrow/token")
+    assert set(next(iter(found.error.values()))) == {"int4/token"}
+    assert found.worst("int4.narrow/token") == found.worst("int4/token")
+
+
+def test_narrow_floats_have_a_shape() -> None:
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    assert qb.shape(x) == pytest.approx(qb.shape(x.float()), rel=1e-6)

@@ -11,6 +11,7 @@ from torch import Tensor
 from qbench.quant.blocks import join, split
 from qbench.quant.fit import fitted_grid
 from qbench.quant.group import NoSuchAxis
+from qbench.quant.observe import Observer
 from qbench.quant.quantizer import build
 from qbench.quant.rotate import CannotRotate, derandomized, randomized
 from qbench.quant.smooth import Calibration
@@ -72,6 +73,16 @@ def test_ranges_do_not_see_padding(granularity: str) -> None:
         assert found == pytest.approx(sorted(map(definition, groups)), abs=1e-6), name
     found = sorted(blocks.percentile(60).flatten().tolist())
     assert found == pytest.approx(sorted(np.sort(np.abs(g))[ceil(0.6 * len(g)) - 1] for g in groups))
+
+
+@pytest.mark.parametrize(("count", "percent", "rank"), [(1000, 99.9, 999), (10_000, 99.9, 9990), (100, 55, 55)])
+def test_a_percentile_is_the_rank_that_its_decimals_say(count: int, percent: float, rank: int) -> None:
+    x = torch.arange(1, count + 1.0)
+    assert float(split(x, "tensor").percentile(percent)) == rank
+    observer = Observer(build(f"int8/tensor/percentile:{percent}+static").spec)
+    observer.see((x / count).pow(40))  # so steep that a neighbour is another bin
+    expected = (rank / count) ** 40 / 127
+    assert float(observer.fixed().stored) == pytest.approx(expected, rel=1e-3 if count < 10_000 else 2e-3)
 
 
 def test_an_axis_that_is_not_there_is_named() -> None:

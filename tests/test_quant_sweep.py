@@ -6,6 +6,7 @@ from torch import Tensor
 
 from qbench.quant.blocks import NonFinite, join
 from qbench.quant.catalog import QUANTIZERS
+from qbench.quant.group import NoSuchAxis
 from qbench.quant.quantizer import build
 from qbench.quant.sweep import ErrorSums, sweep
 
@@ -58,6 +59,7 @@ def fits(name: str, x: Tensor) -> bool:
         (heavy(33, 264, dtype=torch.bfloat16), 0),
         (heavy(20, 4096), -1),
         (heavy(20_000, 4), -1),
+        (heavy(64, 96).sign().mul(60_000).half(), -1),
     ],
     ids=[
         "activations",
@@ -72,6 +74,7 @@ def fits(name: str, x: Tensor) -> bool:
         "uneven",
         "long",
         "short",
+        "large float16",
     ],
 )
 def test_equal_to_the_plain_way(x: Tensor, channel_axis: int) -> None:
@@ -80,6 +83,36 @@ def test_equal_to_the_plain_way(x: Tensor, channel_axis: int) -> None:
             torch.testing.assert_close(
                 getattr(sums, key), expected, rtol=1e-5, atol=0, msg=lambda m, n=name, k=key: f"{n} {k}: {m}"
             )
+
+
+def test_an_axis_that_is_not_there_is_refused_whatever_the_format() -> None:
+    x = heavy(8, 32)
+    for axis in (2, 5, -3):
+        with pytest.raises(NoSuchAxis, match=f"axis {axis} of a tensor that has 2"):
+            sweep(x, ["int4/token"], axis)
+        with pytest.raises(NoSuchAxis, match=f"axis {axis} of a tensor that has 2"):
+            build("int4/channel", axis).roundtrip(x)
+        with pytest.raises(NoSuchAxis, match=f"axis {axis} of a tensor that has 2"):
+            build("int4/channel", axis).bits_per_value(x.shape)
+
+
+@pytest.mark.parametrize("name", ["int4/channel", "int4/channel/mse"])  # compiled, and one at a time
+@pytest.mark.parametrize("axis", [0, -1])
+def test_each_value_of_a_vector_is_a_channel_of_its_own(name: str, axis: int) -> None:
+    x = heavy(96)
+    q, sums = build(name, axis), sweep(x, [name], axis)[name]
+    torch.testing.assert_close(q.roundtrip(x), x)
+    assert sums.error < 1e-6 * float(x.square().sum())
+    assert q.encode(x).bits_per_value == q.bits_per_value(x.shape) == sums.bits / 96 == 36
+    assert sums.scales == q.encode(x).scales.numel() == 96
+
+
+@pytest.mark.parametrize("rows", [31, 32, 33, 40, 48, 49, 70])
+def test_scales_that_underflow_are_counted_in_the_rows_that_there_are(rows: int) -> None:
+    x = heavy(rows, 96) * 1e-9
+    for name in ("int4/block:32/scale:fp16", "e2m1/block:16/scale:e4m3", "int4/token/scale:fp16"):
+        sums, expected = sweep(x, [name])[name], naive(x, name, -1)
+        assert sums.underflowed_scales == expected["underflowed_scales"] > 0, name
 
 
 def test_saturated_values_are_those_beyond_the_grid() -> None:

@@ -289,13 +289,21 @@ def test_conv1d_becomes_linear_with_the_same_product() -> None:
     model = nn.Sequential(conv1d(96, 64), conv1d(32, 96))
     x = torch.randn(4, 64)
     before = model(x)
-    assert vendor.linearized(model, first) == ("0",)
+    assert list(vendor.linearized(model, first)) == ["0"]
     assert isinstance(model[0], nn.Linear)
     assert isinstance(model[1], conv1d)
     torch.testing.assert_close(model(x), before)
     done = vendor.apply("torchao/int8-weight-only", model, lambda _name, _layer: True)
     assert done.converted == ("1",)
     assert set(done.layers) == {"0", "1"}
+
+
+def test_a_model_that_no_kernel_fits_is_left_as_it_was() -> None:
+    conv1d = library("transformers.pytorch_utils").Conv1D
+    model = nn.Sequential(conv1d(48, 20))
+    with pytest.raises(vendor.CannotRun, match="fits no layer"):
+        vendor.apply("torchao/intx4-group:32", model, lambda _name, _layer: True)
+    assert isinstance(model[0], conv1d)
 
 
 def test_bitsandbytes_cannot_save_after_a_forward_pass_on_a_cpu() -> None:

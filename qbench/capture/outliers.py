@@ -146,7 +146,8 @@ def outliers(x: Tensor) -> Outliers:
 def _map(x_BTC: Tensor, size_BTC: Tensor) -> Outliers:
     windows, length, channels = x_BTC.shape
     norm_BT = vector_norm(size_BTC, dim=-1, dtype=torch.float64)
-    ratio_BT = norm_BT / norm_BT.median(-1, keepdim=True).values.clamp_min(torch.finfo(torch.float64).tiny)
+    median_B1 = norm_BT.median(-1, keepdim=True).values
+    ratio_BT = torch.where(median_B1 > 0, norm_BT / median_B1, 0)  # beside zeros nothing is so many times as large
     sink_BT = ratio_BT > SINK_TO_MEDIAN
     apart_BT = sink_BT.clone()
     apart_BT[:, 0] |= length > 1

@@ -38,8 +38,12 @@ def matrices(model: nn.Module) -> Mapping[str, Matrix]:
         return as_matrices(cast(Mapping[str, nn.Parameter], own()))
     if _named(model):
         return foreign_matrices(model)
-    found: dict[str, Any] = {name or ITSELF: getattr(m, "weight", None) for name, m in _modules(model)}
-    return as_matrices({name: w for name, w in found.items() if isinstance(w, nn.Parameter) and w.dim() == 2})
+    found: dict[nn.Parameter, str] = {}  # a matrix that two modules share has the name of the first
+    for name, module in _modules(model):
+        weight: Any = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.dim() == 2:
+            found.setdefault(weight, name or ITSELF)
+    return as_matrices({name: weight for weight, name in found.items()})
 
 
 def names(model: nn.Module) -> SiteNames | None:

@@ -57,7 +57,8 @@ def rooted(places: Mapping[str, Place]) -> Generator[None, None, None]:
     """
 
     def root(x: Any) -> Tensor | None:
-        return None if x.requires_grad else x.detach().requires_grad_()
+        # A copy: what follows may work in place, which autograd forbids on a root and on views of one.
+        return None if x.requires_grad else x.detach().requires_grad_().clone()
 
     with ExitStack() as hooks:
         for place in places.values():

@@ -41,10 +41,8 @@ class Engagement:
         """Look at the first tensor with any values that passes `place`; later ones cost nothing."""
         if place in self.places or not x.numel():
             return
-        width = x.shape[-1] if x.ndim else 1
-        rows = x.detach().reshape(-1, width)[: max(1, SAMPLE // width)]
         self.places[place] = Seen(
-            levels=int(quantizer.codes(rows).unique().numel()),
+            levels=int(quantizer.codes(_sample(x.detach(), quantizer)).unique().numel()),
             limit=2**quantizer.spec.bits,
             changed=not torch.equal(x.detach(), y.detach()),
             values=x.numel(),
@@ -70,6 +68,14 @@ class Engagement:
         same = sorted(place for place, seen in self.places.items() if not seen.changed)
         found = {"nothing passed through": missed, "the error is exactly zero at": same}
         return tuple(f"{what} {', '.join(where)}" for what, where in found.items() if where)
+
+
+def _sample(x: Tensor, quantizer: Quantizer) -> Tensor:
+    """The first rows of a tensor; whole slices of it where blocks run along another axis than the last."""
+    width = x.shape[-1] if x.ndim else 1
+    if quantizer.spec.group.axis == -1:
+        return x.reshape(-1, width)[: max(1, SAMPLE // width)]
+    return x[: max(1, SAMPLE * len(x) // x.numel())]
 
 
 @contextmanager

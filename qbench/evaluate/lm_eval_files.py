@@ -61,11 +61,14 @@ def _results(path: Path) -> Results:
 
 def _task(name: str, results: Results, path: Path) -> Imported:
     config = _part(results["configs"], name)
-    samples = _samples(name, path)
-    costs = list(_costs(config, samples)) if samples else list(_summary(config, _part(results["results"], name)))
+    said = _said(_part(results["results"], name))
+    filtered = next(iter(said), "").partition(",")[2]
+    samples = _samples(name, path, filtered)
+    costs = list(_costs(config, samples)) if samples else list(_summary(said))
     if not costs:
         raise BadSamples(f"{path.name}: no metric of task {name} is one that qbench knows as a cost")
-    _check(name, costs, _part(results["results"], name), path)
+    if samples:
+        _check(name, costs, said, path)
     costs += error_rates(costs)
     n = len(samples) or int(_part(results["n-samples"], name).get("effective") or 0)
     vectors: dict[str, NDArray[Any]] = {}
@@ -83,7 +86,7 @@ def _task(name: str, results: Results, path: Path) -> Imported:
     return Imported(
         model=_model(results),
         data={"name": _data(name, config), "digest": _digest(vectors, results, name)},
-        measurement={"what": "task", "options": _options(name, config, results)},
+        measurement={"what": "task", "options": _options(name, config, results, filtered)},
         runtime=f"lm_eval {results.get('lm_eval_version', 'unknown')} ({results['config'].get('model', 'unknown')})",
         records=[record],
         vectors=vectors,
@@ -97,8 +100,15 @@ def _part(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
-def _samples(name: str, path: Path) -> list[Mapping[str, Any]]:
-    """The documents of a task in order, those of its first filter; none where there is no file."""
+def _said(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`metric,filter` -> value, of the task's first filter: others judge the same answers once more."""
+    found = {key: value for key, value in results.items() if "," in key and isinstance(value, int | float)}
+    first = next(iter(found), "").partition(",")[2]
+    return {key: value for key, value in found.items() if key.partition(",")[2] == first}
+
+
+def _samples(name: str, path: Path, filtered: str) -> list[Mapping[str, Any]]:
+    """The documents of a task in order, those of one filter; none where there is no file."""
     date = _DATE.fullmatch(path.name)
     file = path.with_name(f"samples_{name}_{date['date']}.jsonl") if date else None
     if file is None or not file.is_file() or file.is_symlink():
@@ -113,8 +123,10 @@ def _samples(name: str, path: Path) -> list[Mapping[str, Any]]:
             if not isinstance(raw, dict) or not isinstance(raw.get("doc_id"), int):
                 raise BadSamples(f"{file.name}:{len(found) + 1}: not a sample of the lm-evaluation-harness")
             found.append(cast(dict[str, Any], raw))
-    first = [one for one in found if one.get("filter") == found[0].get("filter")]
-    return sorted(first, key=lambda one: one["doc_id"])
+    wanted = [one for one in found if str(one.get("filter", filtered)) == filtered]
+    if found and not wanted:
+        raise BadSamples(f"{file.name}: no sample of the filter {filtered!r}, whose results stand beside it")
+    return sorted(wanted, key=lambda one: one["doc_id"])
 
 
 def _costs(config: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> Iterator[Costs]:
@@ -129,11 +141,11 @@ def _costs(config: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> I
             yield found
 
 
-def _summary(config: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[Costs]:
+def _summary(said: Mapping[str, Any]) -> Iterator[Costs]:
     """What the results alone say: costs without a number for each document."""
     for key, value in said.items():
         metric, _, _ = key.partition(",")
-        if isinstance(value, int | float) and not metric.endswith("_stderr"):
+        if not metric.endswith("_stderr"):
             found = costs_of(metric, [_item(metric, float(value))], "mean", seed=0)
             if found is not None and np.isfinite(found.value):
                 yield Costs(found.name, found.value, (found.value, found.value), {})
@@ -154,7 +166,7 @@ def _metrics(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _check(name: str, costs: Sequence[Costs], said: Mapping[str, Any], path: Path) -> None:
     """Samples of another run would pair windows that have nothing to do with each other."""
-    summaries = {one.name: one.value for one in _summary({}, said)}
+    summaries = {one.name: one.value for one in _summary(said)}
     for one in costs:
         told = summaries.get(one.name)
         if told is not None and not isclose(told, one.value, rel_tol=AGREE, abs_tol=AGREE):
@@ -189,13 +201,14 @@ def _digest(vectors: Mapping[str, NDArray[Any]], results: Results, name: str) ->
     return str(_part(results, "task_hashes").get(name, ""))
 
 
-def _options(name: str, config: Mapping[str, Any], results: Results) -> dict[str, Any]:
-    """What makes it another task: its version, its few-shot examples, how many documents."""
+def _options(name: str, config: Mapping[str, Any], results: Results, filtered: str) -> dict[str, Any]:
+    """What makes it another task: its version, its few-shot examples, how many documents, how answers are read."""
     limit = results["config"].get("limit")
     shots = config.get("num_fewshot") or 0
     version = results["versions"].get(name)
     told: dict[str, Any] = {"name": name, "library": "lm_eval", "version": str(version), "few_shot": int(shots)}
-    return told | ({"limit": float(limit)} if isinstance(limit, int | float) else {})
+    told |= {"limit": float(limit)} if isinstance(limit, int | float) else {}
+    return told | ({"filter": filtered} if filtered not in ("", "none") else {})
 
 
 def _model(results: Results) -> dict[str, Any]:

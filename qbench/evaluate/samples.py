@@ -25,6 +25,7 @@ OF_WINDOWS = ("loss", "loss_increase", "error_rate", "bits_per_byte", "kld", "kl
 OF_ITEMS = tuple(name for name in METRICS if name.startswith("task_error/"))
 LONGEST = 1 << 20  # bytes of a line
 SHOWN = 20  # mistakes in an error
+MOST = 1e30  # a value or a weight, so that no sum of them overflows
 Texts = Mapping[str, Any]
 _HEADER: Mapping[str, tuple[type, ...]] = {
     "line": (str,),
@@ -75,7 +76,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         number = 0
         while line := file.readline(LONGEST + 1):
             number += 1
-            yield number, line
+            if line.strip():
+                yield number, line
             if len(line) > LONGEST:
                 return  # what follows is the rest of this line
 
@@ -107,6 +109,9 @@ def _header(line: bytes, header: dict[str, Any]) -> list[str]:
     for name, kinds in _HEADER.items():
         if name in raw and (not isinstance(raw[name], kinds) or isinstance(raw[name], bool)):
             wrong.append(f"{name} cannot be {str(raw[name])[:80]!r}")
+    bits = raw.get("bits_per_value", 0)
+    if isinstance(bits, int | float) and not (isinstance(bits, bool) or (_number(bits) and bits >= 0)):
+        wrong.append(f"bits_per_value is a number from 0, found {str(bits)[:80]}")
     for name, known in _NAMED.items():
         wrong += _names(name, raw.get(name), known)
     header.update(raw)
@@ -160,13 +165,19 @@ def _values(values: Mapping[str, Any], found: Items, known: Sequence[str]) -> li
     wrong += [
         f"{one} is a finite number, found {str(value)[:80]}" for one, value in values.items() if not _number(value)
     ]
+    wrong += [
+        f"{one} is a share from 0 to 1, found {value}"
+        for one, value in values.items()
+        if _number(value) and one in METRICS and METRICS[one].unit == "1" and not 0 <= value <= 1
+    ]
     if found.values and values.keys() != found.values[0].keys():
         wrong.append(f"every item has the same metrics: {', '.join(found.values[0])}")
     return wrong
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    """Finite, and no integer that is larger than any float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -MOST <= value <= MOST
 
 
 def _cell(header: Mapping[str, Any], items: Items) -> Imported:

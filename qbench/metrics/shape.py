@@ -188,7 +188,8 @@ def _sequences(x: Tensor) -> Tensor:
     """`x` as [S, T, C]; what has fewer axes is one sequence, or one token."""
     if not x.numel():
         raise ValueError(f"a tensor of shape {tuple(x.shape)} has no values, and so no shape to measure")
-    return x.detach().reshape(-1, *(1, 1, *x.shape)[-2:])
+    x = x.detach() if x.is_floating_point() and x.itemsize > 1 else x.detach().float()  # float8 has no arithmetic
+    return x.reshape(-1, *(1, 1, *x.shape)[-2:])
 
 
 def _check_finite(x: Tensor, measured: Moments) -> None:

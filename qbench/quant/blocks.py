@@ -93,7 +93,7 @@ class Blocks:
         order = [axis for axis in range(self.values.ndim) if axis not in axes] + axes
         rows = self.values.abs().permute(order).flatten(-len(axes)).sort(-1).values  # padding sorts to the front
         count = torch.as_tensor(self.count, device=rows.device).expand_as(self.peak)
-        rank = (count.permute(order).flatten(-len(axes)).double() * (percent / 100)).ceil().long()
+        rank = (count.permute(order).flatten(-len(axes)).double() * percent / 100).ceil().long()
         missing = rows.shape[-1] - count.permute(order).flatten(-len(axes))
         return (
             rows.gather(-1, missing + rank.clamp_(min=1) - 1)
@@ -116,8 +116,9 @@ def split(x: Tensor, granularity: str, channel_axis: int = -1) -> Blocks:
     if granularity == "tensor":
         return Blocks(x, tuple(range(x.ndim)), x.numel())
     if granularity == "channel":
+        channel = place(channel_axis, x.ndim) - x.ndim
         x = x if x.ndim > 1 else x[None]  # amax over no axes at all would reduce every axis
-        axes = tuple(axis for axis in range(x.ndim) if axis != channel_axis % x.ndim)
+        axes = tuple(axis for axis in range(x.ndim) if axis != channel + x.ndim)
         return Blocks(x, axes, prod(x.shape[axis] for axis in axes))
     how = group(granularity)
     if how.kind == "tile":

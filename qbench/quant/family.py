@@ -29,6 +29,7 @@ class Storage:
 
 EXPONENT_RULES = ("pow2", "rceil", "ceil", "even")  # whose scale is a power of two
 RANGE_RULES = ("absmax", "mse", "percentile", "clip", "l2")  # which follow the range or the norm of the group
+RULE_REVISIONS: Mapping[str, int] = MappingProxyType({"percentile": 2})  # of those that gave other numbers before
 ARGUMENT: Mapping[str, tuple[float, float]] = MappingProxyType({"percentile": (0, 100), "clip": (0, 1e6)})
 
 _FLOAT = ("narrow",), (*RANGE_RULES[:1], "rms", *RANGE_RULES[1:], *EXPONENT_RULES)

@@ -13,11 +13,12 @@ from torch import Tensor
 from qbench.quant import native
 from qbench.quant.blocks import NonFinite
 from qbench.quant.grid import Grid, grid_of
+from qbench.quant.group import place
 from qbench.quant.moments import Moments
 from qbench.quant.plain import sample_rows, squares_fit
 from qbench.quant.quantizer import Quantizer
 from qbench.quant.rounding import cell_ends
-from qbench.quant.spec import QuantizerSpec
+from qbench.quant.spec import QuantizerSpec, bits_per_value
 from qbench.quant.sums import ErrorSums, Rows, Table
 
 DTYPES: Mapping[torch.dtype, int] = MappingProxyType({torch.float32: 0, torch.bfloat16: 1, torch.float16: 2})
@@ -50,7 +51,7 @@ def obstacle(spec: QuantizerSpec) -> str | None:
 
 def unfit(x: Tensor, channel_axis: int) -> str | None:
     """Why no kernel measures a tensor at all; None where one may."""
-    axis = channel_axis % max(x.ndim, 1)
+    axis = place(channel_axis, max(x.ndim, 1))
     reasons = (
         (x.dtype not in DTYPES, str(x.dtype).removeprefix("torch.")),
         (not x.numel(), "empty"),
@@ -165,7 +166,7 @@ def fused(p: Pass, quantizers: Sequence[Quantizer], unit: int, see: Callable[[Ro
 
 def _sums(q: Quantizer, f: native.Format, p: Pass, powers: tuple[Tensor, Tensor], nonzero: int) -> ErrorSums:
     shape = p.x.shape
-    groups, _ = q.spec.group.counts(shape, 0 if p.channels_are_rows else -1)
+    channel_axis = 0 if p.channels_are_rows else -1  # of the rows, whatever it was in the tensor that they were
     return ErrorSums(
         n=p.x.numel(),
         signal_C=powers[0],
@@ -175,9 +176,9 @@ def _sums(q: Quantizer, f: native.Format, p: Pass, powers: tuple[Tensor, Tensor]
         zeroed=nonzero - f.nonzero if f.grid in (_INTEGER, _SHIFTED, _MINIFLOAT) else f.nonzero,
         nonzero=nonzero,
         underflowed_scales=f.underflowed,
-        scales=groups,
+        scales=q.spec.group.counts(shape, channel_axis)[0],
         levels=sum(word.bit_count() for word in f.seen),
-        bits=round(q.bits_per_value(shape) * p.x.numel()),
+        bits=round(bits_per_value(q.spec, shape, channel_axis) * p.x.numel()),
     )
 
 

@@ -40,7 +40,8 @@ class Group:
         values = prod(sizes)
         if self.kind in ("tensor", "token", "channel"):
             rows = values // sizes[-1] if sizes[-1] else 0
-            return {"tensor": 1, "token": rows, "channel": sizes[channel_axis]}[self.kind], values
+            channels = sizes[place(channel_axis, len(sizes))] if self.kind == "channel" else 0
+            return {"tensor": 1, "token": rows, "channel": channels}[self.kind], values
         grouped, rest = self._axes(sizes)
         groups = prod(rest) * prod(-(-size // n) for size, n in zip(grouped, self.sizes, strict=True))
         return groups, groups * prod(self.sizes)
@@ -79,7 +80,7 @@ class NoSuchAxis(ValueError):
 def place(axis: int, ndim: int) -> int:
     """`axis` counted from the front; raises NoSuchAxis."""
     if not -ndim <= axis < ndim:
-        raise NoSuchAxis(f"blocks along axis {axis} of a tensor that has {ndim}")
+        raise NoSuchAxis(f"axis {axis} of a tensor that has {ndim}")
     return axis % ndim
 
 

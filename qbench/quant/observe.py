@@ -99,7 +99,7 @@ class _Magnitudes:
     """A histogram of all magnitudes by the leading bits of float32: no range has to be known before."""
 
     def __init__(self, spec: QuantizerSpec) -> None:
-        self.share = spec.rule_argument / 100
+        self.percent = spec.rule_argument
         self.counts: Tensor | None = None
         self.peak = 0.0
 
@@ -112,7 +112,7 @@ class _Magnitudes:
 
     def representatives(self) -> Tensor:
         below = _seen(self.counts).cumsum(0)
-        rank = (below[-1].double() * self.share).ceil().clamp(min=1).long()
+        rank = (below[-1].double() * self.percent / 100).ceil().clamp(min=1).long()
         bin_ = torch.searchsorted(below, rank)
         end = (((bin_ + 1) << _DROPPED) - 1).int().view(torch.float32)
         return end.clamp(max=self.peak).reshape(1, 1)

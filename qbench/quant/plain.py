@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from qbench.quant.blocks import join, working
-from qbench.quant.quantizer import Choice, Quantizer, snapped, worth_
+from qbench.quant.group import place
+from qbench.quant.quantizer import Choice, Quantizer, saturating, snapped, worth_
 from qbench.quant.rounding import nearest
 from qbench.quant.scale import underflowed
 from qbench.quant.sums import SAMPLE, ErrorSums
@@ -41,7 +42,7 @@ class Source:
 
     def power(self, squares: Tensor) -> Tensor:
         """Sums over all axes but the channel's, [channels], float64 on the CPU."""
-        axes = [axis for axis in range(squares.ndim) if axis != self.channel_axis % squares.ndim]
+        axes = [axis for axis in range(squares.ndim) if axis != place(self.channel_axis, squares.ndim)]
         return (squares.sum(axes) if axes else squares).double().cpu()
 
     def sums(self, q: Quantizer) -> ErrorSums:
@@ -53,7 +54,7 @@ class Source:
         levels = snapped(choice.blocks, choice.used, choice.grid, q.spec.rounding, q.stream)
         distinct = _distinct(levels, choice, self.x.shape, q.spec.granularity)
         y = q.restore(worth_(levels, choice.used.factor, choice.used.zeros), self.x.shape, choice.factors)
-        y = y.to(self.raw.dtype).to(self.x.dtype)
+        y = saturating(y, self.raw.dtype).to(self.x.dtype)
         zeroed = self.zeroed(y, exact=not q.spec.wrapped and 0.0 in choice.grid.levels)
         squares = (y - self.wide).square_()
         return ErrorSums(

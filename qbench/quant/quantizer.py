@@ -79,13 +79,13 @@ class Quantizer:
         grid = grid_of(self.spec) if e.codebook is None else Grid(self.spec.bits, tuple(e.codebook.unique().tolist()))
         levels = unpacked(e.codes, sizes.values.shape, grid, self.spec, dtype)
         if self.spec.rule == "none":
-            return _saturating(self.restore(levels, e.shape, e.factors), e.dtype)
+            return saturating(self.restore(levels, e.shape, e.factors), e.dtype)
         if self.spec.static:
             used = self._fixed(Blocks(levels, sizes.dims, sizes.count))
-            return _saturating(self.restore(worth_(levels, used.factor, used.zeros), e.shape, e.factors), e.dtype)
+            return saturating(self.restore(worth_(levels, used.factor, used.zeros), e.shape, e.factors), e.dtype)
         zeros = None if e.zeros is None else unpacked(e.zeros, e.scales.shape, None, self.spec, dtype)
         factor = factor_of(e.scales, self.spec.scale, e.outer, dtype)
-        return _saturating(self.restore(worth_(levels, factor, zeros), e.shape, e.factors), e.dtype)
+        return saturating(self.restore(worth_(levels, factor, zeros), e.shape, e.factors), e.dtype)
 
     def roundtrip(self, x: Tensor) -> Tensor:
         """What the rest of the network would see: equal to decode(encode(x)), in fewer passes over memory."""
@@ -93,7 +93,7 @@ class Quantizer:
             return x.detach().clone()
         choice = self.choose(x)
         values = worth_(self._snapped(choice), choice.used.factor, choice.used.zeros)
-        return _saturating(self.restore(values, x.shape, choice.factors), x.dtype)
+        return saturating(self.restore(values, x.shape, choice.factors), x.dtype)
 
     def fake(self, x: Tensor, backward: "Quantizer | None" = None, *, trust: bool = False) -> Tensor:
         """`roundtrip` for training, see `straight.fake`."""
@@ -153,7 +153,7 @@ class Quantizer:
             x = rotate(x, rotation_size(self.spec.hadamard, x.shape[-1]))
         if self.spec.rht is not None:
             x = derandomized(x, self.spec.rht)
-        if self.calibration is not None and self.spec.smooth is not None:
+        if factors is None and self.calibration is not None and self.spec.smooth is not None:
             factors = self.calibration.factors(self.spec.smooth).to(x.device)
         return (x if factors is None else x * factors.to(x.dtype)).reshape(shape)
 
@@ -181,15 +181,20 @@ class Quantizer:
         return snapped(choice.blocks, choice.used, choice.grid, self.spec.rounding, self.stream)
 
 
-@lru_cache(maxsize=4096)
 def build(spec: QuantizerSpec | str, channel_axis: int = -1, calibration: Calibration | None = None) -> Quantizer:
     """The quantizer of a spec, of a row of the catalog, or of a spelled name; raises QuantizerName.
 
     >>> build("int4/token").roundtrip(torch.tensor([7.0, 2.4, -0.1])) + 0.0
     tensor([7., 2., 0.])
     """
-    spec = quantizer_spec(spec) if isinstance(spec, str) else spec
-    return Quantizer(spec, channel_axis, calibration=calibration)
+    if calibration is None:
+        return _built(spec, channel_axis)
+    return replace(_built(spec, channel_axis), calibration=calibration)  # kept by whoever has it, and no longer
+
+
+@lru_cache(maxsize=4096)
+def _built(spec: QuantizerSpec | str, channel_axis: int) -> Quantizer:
+    return Quantizer(spec if isinstance(spec, QuantizerSpec) else quantizer_spec(str(spec)), channel_axis)
 
 
 def snapped(blocks: Blocks, used: Scaling, grid: Grid, rounding: str = "nearest", stream: int = 0) -> Tensor:
@@ -208,7 +213,7 @@ def worth_(levels: Tensor, factor: Tensor, zeros: Tensor | None) -> Tensor:
     return (levels if zeros is None else levels.sub_(zeros)).mul_(factor)
 
 
-def _saturating(x: Tensor, dtype: torch.dtype) -> Tensor:
+def saturating(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A level above the largest value of a float16 tensor may lie beyond the largest float16."""
     largest = torch.finfo(torch.float16).max
     return x.clamp_(-largest, largest).half() if dtype == torch.float16 else x.to(dtype)

@@ -13,7 +13,16 @@ from math import prod
 from types import MappingProxyType
 
 from qbench.names import suggestion
-from qbench.quant.family import ALIASES, ARGUMENT, EXPONENT_RULES, FAMILIES, ROUNDINGS, STORAGES, TWO_LEVEL
+from qbench.quant.family import (
+    ALIASES,
+    ARGUMENT,
+    EXPONENT_RULES,
+    FAMILIES,
+    ROUNDINGS,
+    RULE_REVISIONS,
+    STORAGES,
+    TWO_LEVEL,
+)
 from qbench.quant.group import GRANULARITIES, Group, group
 
 
@@ -131,7 +140,8 @@ class QuantizerSpec:
         >>> QuantizerSpec().revision
         'int@1'
         """
-        return f"{self.grid}@{FAMILIES[self.grid].revision}"
+        rule = RULE_REVISIONS.get(self.rule_word)
+        return f"{self.grid}@{FAMILIES[self.grid].revision}" + (f"+{self.rule_word}@{rule}" if rule else "")
 
 
 def bits_per_value(

@@ -75,10 +75,12 @@ def apply(kernel: str, model: nn.Module, select: Select) -> Applied:
         else:
             chosen[name] = layer
     if not chosen:
+        for name, part in converted.items():
+            model.set_submodule(name, part)
         raise CannotRun(f"{kernel} fits no layer: {_listed(left) or 'the model has no linear layers'}")
     make = _MAKERS[library(kernel)](kernel)
     layers = {name: _replace(name, layer, model, row, make) for name, layer in chosen.items()}
-    return Applied(kernel, MappingProxyType(layers), MappingProxyType(left), converted)
+    return Applied(kernel, MappingProxyType(layers), MappingProxyType(left), tuple(converted))
 
 
 def machine(model: nn.Module) -> str:
@@ -94,12 +96,12 @@ def machine(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def linearized(model: nn.Module, select: Select) -> tuple[str, ...]:
-    """Replace GPT-2's Conv1D modules, which keep [in, out], by nn.Linear where `select` holds; gives their names."""
+def linearized(model: nn.Module, select: Select) -> Mapping[str, nn.Module]:
+    """Replace GPT-2's Conv1D modules, which keep [in, out], by nn.Linear where `select` holds; gives what was there."""
     # Whoever has such a module has imported transformers; nobody else should.
     kind = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
     found = {name: part for name, part in model.named_modules() if kind is not None and isinstance(part, kind)}
-    done: list[str] = []
+    done: dict[str, nn.Module] = {}
     for name, part in found.items():
         weight, bias = part.get_parameter("weight"), part.get_parameter("bias")
         linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
@@ -107,8 +109,8 @@ def linearized(model: nn.Module, select: Select) -> tuple[str, ...]:
         linear.train(part.training)
         if name and select(name, linear):
             model.set_submodule(name, linear)
-            done.append(name)
-    return tuple(done)
+            done[name] = part
+    return done
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:

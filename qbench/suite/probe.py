@@ -27,10 +27,19 @@ Values = dict[str, float]
 
 
 def sweep(x: Tensor, quantizers: Iterable[str], channel_axis: int = -1) -> dict[str, Values]:
-    """The error metrics of every quantizer over one tensor, of any shape, with `bits_per_value` beside them."""
-    quantizers = [quantizers] if isinstance(quantizers, str) else quantizers  # its letters are no quantizers
-    sums = sweep_sums(x, quantizers, channel_axis)
+    """The error metrics of every quantizer over one tensor, of any shape, with `bits_per_value` beside them.
+
+    By canonical name: `int4.narrow/token` is `int4/token`. Raises what `quant.sweep` raises.
+    """
+    if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"a torch tensor is wanted, found {type(x).__name__}")
+    sums = sweep_sums(x, _several(quantizers), channel_axis)
     return {name: _error_values(name, one, tuple(x.shape), channel_axis) for name, one in sums.items()}
+
+
+def _several(quantizers: Iterable[str]) -> list[str]:
+    """The letters of one name are no quantizers."""
+    return [quantizers] if isinstance(quantizers, str) else list(quantizers)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -41,8 +50,9 @@ class Probe:
     error: Mapping[str, Mapping[str, Values]]
 
     def worst(self, quantizer: str) -> str:
-        """The place where `quantizer` loses most."""
-        return max(self.error, key=lambda site: self.error[site][quantizer].get("error_db", float("-inf")))
+        """The place where `quantizer` loses most, by any of its names; KeyError where it was not measured."""
+        name = str(quantizer_spec(quantizer))
+        return max(self.error, key=lambda site: self.error[site][name].get("error_db", float("-inf")))
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         quantizers = list(next(iter(self.error.values()), {}))
@@ -81,11 +91,14 @@ def probe(
 
     Places are the model's own sites where it has them, else its leaf modules by name; a module's second call in one
     pass is the place `name#2`. Outputs that are not one floating-point tensor are passed over. The model is probed in
-    evaluation mode and given back in its own. Raises UnknownName where `sites` matches nothing.
+    evaluation mode and given back in its own. Quantizers go by their canonical names. Raises UnknownName where `sites`
+    matches nothing, ValueError where there are no windows.
     """
+    if not len(windows):
+        raise ValueError(f"a probe needs windows, found none in a tensor of shape {tuple(windows.shape)}")
     found = places(model)
     chosen = {name: found[name] for name in select(model, "activation", sites)}
-    tally = Tally("activation", quantizers, shape=True)
+    tally = Tally("activation", _several(quantizers), shape=True)
     calls: Counter[str] = Counter()
 
     def visit(site: str, x: Tensor) -> None:

@@ -71,7 +71,7 @@ struct ScaleArrays { std::vector<float> factor, inverse, zero;
 // Ranges of the runs of `block` values in each row of a tile, stored run by run: entry [run * ROWS + row].
 template <int BLOCK_STRIPS, bool RANGE> __attribute__((noinline)) void ranges_of_runs(const Tile& t, Group& g) {
   for (int run = 0; run * BLOCK_STRIPS < t.strips(); ++run)
-    for (int half = 0; half < t.rows; half += LANES) {
+    for (int half = 0; half < ROWS; half += LANES) {  // rows beyond the end are zeros: whoever counts runs counts those
       F peak[LANES], low[LANES], high[LANES];
       for (int r = 0; r < LANES; ++r) {
         const float* x = &t.x[half + r][run * BLOCK_STRIPS * LANES];
