@@ -108,5 +108,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         changes(two, classified(np.eye(3)[[0, 1]], [0, 2]))
     with pytest.raises(ValueError, match="label 3"):
         classified(np.eye(3)[[0, 1]], [0, 3])
+    with pytest.raises(ValueError, match="label -1"):
+        classified(np.eye(3)[[0, 1]], [0, -1])
     with pytest.raises(ValueError, match="1 of 2 images have logits that are not finite"):
         classified(np.array([[0.0, 1.0, np.nan], [0.0, 1.0, 2.0]]), [0, 1])

@@ -138,7 +138,7 @@ def test_a_pattern_that_selects_nothing_names_what_was_meant(pattern: str, kind:
 
 @pytest.mark.parametrize("scope", ["interior", "middle"])
 def test_one_layer_has_no_interior_and_no_middle(scope: str) -> None:
-    with pytest.raises(UnknownName, match=scope):
+    with pytest.raises(UnknownName, match=f"the scope '{scope}' has no place in a model with 1 layer"):
         resolve(scope, "activation", own("residual", 1))
 
 

@@ -48,7 +48,7 @@ _OF_ACTIVATIONS: Mapping[str, Callable[[int], Sequence[str]]] = {
     "all": lambda layers: ("**",),
     "boundaries": lambda layers: ("blocks.*.out",),
     "interior": lambda layers: [f"blocks.{block}.out" for block in range(layers - 1)],
-    "middle": lambda layers: (f"blocks.{layers // 2 - 1}.out",),
+    "middle": lambda layers: [f"blocks.{layers // 2 - 1}.out"] if layers > 1 else [],
     "linear": lambda layers: _LINEAR,
     "kv": lambda layers: ("blocks.*.attn.k", "blocks.*.attn.v"),
     "keys": lambda layers: ("blocks.*.attn.k",),
@@ -163,6 +163,9 @@ attn.context, attn.out, mid, mlp.in, mlp.pre, mlp.hidden, mlp.out, out}, final, 
     scopes = SCOPES[kind]
     wanted = scopes[pattern](model.layers) if pattern in scopes else (pattern,)
     found = {names[name] for name in names if any(matches(one, name) for one in wanted)}
+    if not found and pattern in scopes:
+        counted = f"{model.layers} layer{'s' if model.layers > 1 else ''}"
+        raise UnknownName(f"the scope {pattern!r} has no place in a model with {counted}")
     if not found:
         raise _unknown(pattern, kind, names)
     return tuple(dict.fromkeys(site for name in names if (site := names[name]) in found))

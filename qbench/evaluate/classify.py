@@ -63,8 +63,9 @@ def classify(model: nn.Module, images: Images, recipe: Recipe, batch: int = BATC
         pixels = recipe.apply(images.pixels[start : start + batch])
         parts.append(log_softmax(model(pixels.to(device)).double(), -1).cpu())
     logs = torch.cat(parts).numpy()
-    if images.labels.max() >= logs.shape[1]:
-        raise ValueError(f"an image has label {images.labels.max()}, the model only {logs.shape[1]} classes")
+    strays = images.labels[(images.labels < 0) | (images.labels >= logs.shape[1])]  # -1 where nobody knows
+    if len(strays):
+        raise ValueError(f"an image has label {strays[0]}, the model only {logs.shape[1]} classes, counted from 0")
     if not np.isfinite(logs).all():
         raise ValueError(f"{(~np.isfinite(logs).all(1)).sum()} of {len(logs)} images have logits that are not finite")
     predictions = logs.argmax(1)
