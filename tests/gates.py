@@ -33,7 +33,7 @@ def loss_of(n: int, seed: int = 0) -> np.ndarray:
 
 
 def cell(name: str, spec: dict[str, Any], loss: np.ndarray, plain: np.ndarray | None = None, **more: Any) -> Cell:
-    """A loss cell as a suite that trains its models stores it."""
+    """A loss cell as a suite stores it."""
     values = {"loss": float(loss.mean()), **more}
     if plain is not None:
         values |= {
@@ -55,7 +55,7 @@ def spec(treatment: str = "", *, n: int = 512, seed: int = 0, arm: str = "model"
         "version": 1,
         "arm": arm,
         "model": {"arch": "residual", "layers": 2},
-        "training": {"lr": 0.1},
+        "training": None,
         "seed": seed,
         "data": {"name": "d", "digest": "d" * 64},
         "torch": "2",
@@ -102,7 +102,7 @@ def verdict(
     place = draft if isinstance(draft, Path) else draft.write(folder / "candidate")
     with ExitStack() as stack:
         source = stack.enter_context(opened(place))
-        return judge(policy, source, against(policy, written, stack), today)
+        return judge(policy, source, against(policy, written, stack, source), today)
 
 
 def changed(draft: Draft, change: Callable[[Cell], None], only: str = "b") -> Draft:

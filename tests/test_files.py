@@ -37,3 +37,11 @@ def _fail_halfway(path: Path) -> None:
     with whole(path) as draft:
         draft.write_bytes(b"new")
         raise RuntimeError("halfway")
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path(), Path("/"), Path(".."), tmp_path):
+        with pytest.raises(CannotWrite, match="it is a folder; name a file"):
+            write_whole(path, b"")
+    assert list(tmp_path.iterdir()) == []

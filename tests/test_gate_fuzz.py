@@ -150,7 +150,7 @@ def fuzz(one: Policy, place: Path, tries: int, mutate: Callable[[random.Random, 
                 assert str(error)  # noqa: PT017
                 seen["unreadable"] += 1
                 continue
-            found = judge(one, source, against(one, {}, stack), TODAY)
+            found = judge(one, source, against(one, {}, stack, source), TODAY)
         assert found.status != "PASS", (place / "records.jsonl").read_text()
         for writer in (to_text, to_markdown, to_junit):
             assert writer(found)

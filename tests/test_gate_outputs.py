@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -115,6 +116,14 @@ def test_what_a_run_says_stays_text(mixed: Verdict) -> None:
     json.loads(to_json(bad))
 
 
+def test_an_address_in_a_run_becomes_no_link(mixed: Verdict) -> None:
+    address = "see https://evil.example/x or WWW.evil.example or www.evil.example"
+    text = to_markdown(replace(mixed, notes=(address,)))
+    assert "://" not in text
+    assert "www." not in text.lower()
+    assert address in unescape(text).replace("\u2060", "")
+
+
 def test_the_summary_stays_below_what_a_service_shows(mixed: Verdict) -> None:
     assert len(to_markdown(hostile(mixed, 5000)).encode()) < 2**20
 
@@ -160,6 +169,14 @@ def test_the_command_says_it_with_its_exit_code(tmp_path: Path) -> None:
         ("baseline accept nowhere --owner a --reason b", 4, "no such folder or file"),
         ("baseline accept nowhere --owner a", 2, "required: --reason"),
         ("gate kv8 --model ./nowhere --look 3", 2, "plans 2 looks"),
+        ("gate kv8 --candidate a --look 2", 2, "--look does not apply to --candidate; it goes with --model"),
+        ("gate kv8 --candidate a --keep b", 2, "--keep does not apply to --candidate; it goes with --self-test"),
+        ("gate kv8 --replay a --out b", 2, "--out does not apply to --replay; it goes with --candidate or --model"),
+        ("gate kv8 --replay a --format md", 2, "--format does not apply to --replay"),
+        ("gate kv8 --self-test --baseline a", 2, "--baseline does not apply to --self-test"),
+        ("gate kv8 --self-test --candidate a --trust-remote-code", 2, "--trust-remote-code does not apply"),
+        ("baseline accept a --owner a --reason b --baseline c", 2, "name it with --policy"),
+        ("gate kv8 --replay nope1 nope2", 4, "ERROR         nope2"),
     ],
 )
 def test_a_mistake_is_told_in_a_line(tmp_path: Path, arguments: str, code: int, said: str) -> None:

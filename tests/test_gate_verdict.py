@@ -108,7 +108,8 @@ def test_seeds_are_the_sample_where_models_were_trained(tmp_path: Path) -> None:
     head = HEAD.replace("[512, 2048]", "[128]")
     rules = "  - {metric: loss, margin: 0.5, seeds: 3}\n"
     rows = [NOISE[128:256] * 0.1 + effect for effect in (0.0, 0.1, 0.2)]
-    finding = verdict(policy(tmp_path, rules, head), run(rows), tmp_path).results[0].findings[0]
+    trained = {"training": {"lr": 0.1}}
+    finding = verdict(policy(tmp_path, rules, head), run(rows, **trained), tmp_path).results[0].findings[0]
     # Windows alike for every seed: the spread of the seeds' means is all there is, with two degrees of freedom.
     assert finding.high == pytest.approx(0.1 + stats.t.ppf(0.95, 2) * 0.1 / 3**0.5, rel=0.05)
     assert (finding.status, finding.seeds) == ("PASS", 3)

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,51 @@ def test_options_of_another_format_are_refused(capsys: pytest.CaptureFixture[str
     assert "--organization is for --format every-eval-ever" in capsys.readouterr().err
     assert main(["export", str(GROWTH), "--format", "every-eval-ever"]) == USAGE
     assert "has 12 models, a file each; say --out DIR" in capsys.readouterr().err
+
+
+def test_two_arms_of_models_with_one_name_get_a_document_each(tmp_path: Path) -> None:
+    one, two = task("cais/hle", 0.75), task("cais/hle", 0.25)
+    (cell,) = two.cells.values()
+    other = replace(cell.closing, cell="d", spec=dict(cell.closing.spec) | {"arm": "finetuned"})
+    run = replace(one, cells={**one.cells, "d": Attempt(other, (replace(cell.records[0], cell="d"),))})
+    found = documents(run, "us")
+    assert sorted(one["model_info"]["name"] for one in found.values()) == ["finetuned", "m"]
+    assert len({one["model_info"]["id"] for one in found.values()}) == 2
+    assert len({one["evaluation_id"] for one in found.values()}) == 2
+    scores = [[r["score_details"]["score"] for r in one["evaluation_results"]] for one in found.values()]
+    assert sorted(scores) == [[0.25], [0.75]]
+    assert list(documents(one, "us")) == ["m"]
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "documents"]])
+def test_a_run_without_answers_has_nothing_to_export(
+    tmp_path: Path, out: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "records.jsonl").write_text("")
+    assert main(["export", "run", "--format", "every-eval-ever", *out]) == USAGE
+    assert "run holds no measured loss or kernel or task" in capsys.readouterr().err
+    assert not (tmp_path / "documents").exists()
+
+
+@pytest.mark.parametrize("place", ["passage", "model"])
+def test_recovery_is_of_the_same_passage_and_context(place: str) -> None:
+    """Two unquantized answers, of short and of long windows: each format is measured by its own."""
+    cells: dict[str, Attempt] = {}
+    for context, wrong in ((64, 0.5), (512, 0.2)):
+        for name, assign in (("unquantized", {}), ("int4/token", {"activation:boundaries": "int4/token"})):
+            treatment = {"name": name, "scope": "boundaries" * bool(assign), "assign": assign}
+            asked = {"what": "loss", "windows": 8, "split": "test", "treatment": treatment}
+            spec = {
+                "arm": "m",
+                "seed": 0,
+                "model": {"context": context if place == "model" else 64},
+                "data": {"name": "t", "digest": "d"},
+                "measurement": asked | ({"passage": {"context": context}} if place == "passage" else {}),
+            }
+            cell = f"{context} {name}"
+            end = Closing(cell=cell, question=cell, status="measured", spec=spec)
+            cells[cell] = Attempt(end, (Record(cell=cell, values={"loss": 1.0, "error_rate": wrong}, n=8),))
+    rows = [line for line in card(Run(folder=Path("r"), cells=cells, manifest={})).splitlines() if line[:3] == "| i"]
+    assert [row.split("|")[-2] for row in rows] == [" 100.0 % "] * 2

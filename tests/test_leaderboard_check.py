@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from submissions import Made, make, sign
 
 from qbench.report.leaderboard import hostile, reproduction
 from qbench.report.leaderboard.check import Checked, as_markdown, as_text, check
-from qbench.results import evidence
+from qbench.results import digest, evidence
 from qbench.results.run import read
 
 SMALL = Made(arms=("residual",), quantizers=("int4/token",), seeds=(0, 1))
@@ -22,6 +23,13 @@ SMALL = Made(arms=("residual",), quantizers=("int4/token",), seeds=(0, 1))
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make(tmp_path / "ada-1", SMALL)
+
+
+def ask(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
+    """Other cells in the manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sessions"][-1]["asked"] = change(manifest["sessions"][-1]["asked"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -142,6 +150,42 @@ def infinite(rows: list[dict[str, Any]]) -> None:
     rows[0]["values"]["loss"] = 1e999
 
 
+def many_bits(rows: list[dict[str, Any]]) -> None:
+    _loss(rows)["bits_per_value"] = 1e308
+
+
+def many_bits_in_all(rows: list[dict[str, Any]]) -> None:
+    _loss(rows)["values"]["bits_per_value/model"] = 1e308
+
+
+def many_bytes(rows: list[dict[str, Any]]) -> None:
+    _loss(rows)["values"]["bytes/model"] = 1e300
+
+
+def great_divergence(rows: list[dict[str, Any]]) -> None:
+    _loss(rows)["values"]["kld"] = 1e308
+
+
+def high_floor(rows: list[dict[str, Any]]) -> None:
+    rows[0]["values"]["floor/window"] = 1e308
+
+
+def great_loss(rows: list[dict[str, Any]]) -> None:
+    rows[0]["values"]["loss"] = 1e308
+
+
+def wide(rows: list[dict[str, Any]]) -> None:
+    rows[0]["intervals"]["loss"][1] = 1e308
+
+
+def backwards(rows: list[dict[str, Any]]) -> None:
+    rows[0]["intervals"]["loss"].reverse()
+
+
+def many_samples(rows: list[dict[str, Any]]) -> None:
+    rows[0]["n"] = 2**53 - 1
+
+
 def deep(rows: list[dict[str, Any]]) -> None:
     inner: dict[str, Any] = {}
     rows[1]["spec"]["model"] = inner
@@ -181,6 +225,15 @@ def older_schema(rows: list[dict[str, Any]]) -> None:
         (empty, "a measured loss without a number"),
         (fewer_named, "int4/token stores at least 4"),
         (infinite, "records.jsonl:1"),
+        (many_bits, "a value cannot have 1e+308 bits"),
+        (many_bits_in_all, "bits_per_value/model cannot be 1e+308"),
+        (many_bytes, "bytes/model cannot be 1e+300"),
+        (great_divergence, "kld cannot be 1e+308"),
+        (high_floor, "floor/window cannot be 1e+308"),
+        (great_loss, "loss cannot be 1e+308"),
+        (wide, "the interval of loss cannot be"),
+        (backwards, "the interval of loss cannot be"),
+        (many_samples, "samples are more than anybody has measured"),
         (deep, "nested too deeply"),
         (wrong_type, "seed"),
         (older_schema, "schema 0, this qbench reads schema 1"),
@@ -223,6 +276,42 @@ def test_a_copied_seed_is_a_copy(folder: Path) -> None:
     own = [row for row in rows if row["line"] == "record" and not row.get("quantizer")]
     own[1] |= {name: own[0][name] for name in ("values", "intervals", "samples")}
     assert "the very same numbers" in "\n".join(store(folder, rows).faults)
+
+
+@pytest.mark.parametrize("name", ["other", "int4/token"])
+def test_the_same_cell_under_another_name_is_no_seed(folder: Path, name: str) -> None:
+    """Measured twice, the treatment renamed: its copies would narrow the interval of the row."""
+    rows = lines(folder)
+    end = next(row for row in rows if row["line"] == "cell" and row["spec"]["measurement"]["treatment"]["assign"])
+    record = next(row for row in rows if row["line"] == "record" and row["cell"] == end["cell"])
+    measurement = end["spec"]["measurement"]
+    treatment = measurement["treatment"] | {"name": name, "scope": "elsewhere"}
+    spec = end["spec"] | {"measurement": measurement | {"treatment": treatment}}
+    cell = digest.of(spec)[:16]
+    rows += [record | {"cell": cell}, end | {"cell": cell, "spec": spec, "question": "0" * 16}]
+    ask(folder, lambda asked: [*asked, cell])
+    found = store(folder, rows)
+    assert any(fault.startswith("residual, int4/token: seed 0 was measured by ") for fault in found.faults)
+
+
+def test_a_copied_seed_is_a_copy_under_any_name(folder: Path) -> None:
+    rows = lines(folder)
+    ends = [row for row in rows if row["line"] == "cell" and row["spec"]["measurement"]["treatment"]["assign"]]
+    own = [row for row in rows if row["line"] == "record" and row.get("quantizer")]
+    ends[1]["spec"]["measurement"]["treatment"]["name"] = "other"
+    ends[1]["question"] = "0" * 16
+    own[1] |= {name: own[0][name] for name in ("values", "intervals", "samples")}
+    assert "the very same numbers" in "\n".join(store(folder, rows).faults)
+
+
+def test_evidence_of_a_type_that_numpy_lacks_is_a_fault(folder: Path) -> None:
+    header = json.dumps({"loss": {"dtype": "BF16", "shape": [16], "data_offsets": [0, 32]}}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(32)
+    name = digest.of_bytes(data)[:16]
+    (folder / "evidence" / f"{name}.safetensors").write_bytes(data)
+    rows = lines(folder)
+    rows[0]["samples"] = name
+    assert "cannot be read ('BF16')" in "\n".join(store(folder, rows).faults)
 
 
 def test_edited_files_are_not_what_was_submitted(folder: Path) -> None:
@@ -396,6 +485,29 @@ def test_markdown_holds_what_a_submission_says_as_code(folder: Path) -> None:
     spans = re.findall("``.*?``", found)
     assert all("@everyone" not in part for part in re.split("``.*?``", found))
     assert len(spans) == 2
+
+
+def test_the_name_of_a_cell_is_no_markup(folder: Path) -> None:
+    evil = "x\n\n# Approved\n[click](https://evil.example) <img src=x> @everyone\n"
+    rows = lines(folder)
+    old = rows[0]["cell"]
+    rows[0] |= {"cell": evil, "samples": ""}
+    rows[1]["cell"] = evil
+    ask(folder, lambda asked: [evil if cell == old else cell for cell in asked])
+    checked = store(folder, rows)
+    assert all("\n" not in fault and len(fault) <= 400 for fault in checked.faults)
+    assert any("a loss without the evidence" in fault for fault in checked.faults)
+    text = as_markdown([checked])
+    assert all(line.startswith(("- ``", "### ``")) for line in text.splitlines() if line)
+    assert not re.search("evil|Approved|@everyone", "".join(re.split("``.*?``", text)))
+
+
+def test_a_label_is_no_markup(folder: Path) -> None:
+    found = replace(check(folder), label="reproduced by [x](https://evil.example), 1 of 2 cells")
+    text = as_markdown([found])
+    assert found.accepted
+    assert "evil" in text
+    assert "evil" not in "".join(re.split("``.*?``", text))
 
 
 # Reproduction

@@ -9,9 +9,11 @@ import pytest
 from submissions import sign
 from tiny import Bench
 
+from qbench.cli.reproduce import labelled
 from qbench.report.leaderboard import submission
 from qbench.report.leaderboard.check import check
 from qbench.report.leaderboard.reproduction import Reproduction, schema
+from qbench.suite.document import parse
 
 
 def reproduce(bench: Bench, *options: str) -> "subprocess.CompletedProcess[str]":
@@ -95,3 +97,20 @@ def test_the_published_schemas_are_the_code(request: pytest.FixtureRequest) -> N
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
         assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "submission: 1\nwho: Ada\n",
+        "submission: 1\nprovenance: self-attested  # so far\nwho: Ada",
+        '{submission: 1, who: Ada, note: "1e-3", links: ["https://example.org"]}\n',
+        "{submission: 1, who: Ada,\nprovenance: self-attested,\nnote: Zoë}\n",
+        "submission: 1\nwho: Ada\n...\n",
+    ],
+)
+def test_a_label_fits_into_any_spelling_of_a_submission(text: str) -> None:
+    before, after = (parse(one, "s")[0] for one in (text, labelled(text)))
+    assert before
+    assert after
+    assert after.plain() == before.plain() | {"provenance": "reproduced"}

@@ -5,20 +5,22 @@ import io
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import duckdb
 import pytest
-from submissions import Made, make
+from submissions import Made, make, sign
 
-from qbench.report.leaderboard import site, tables
+from qbench.report.leaderboard import plausible, site, tables
 from qbench.report.leaderboard.board import Board, board, refused
-from qbench.report.leaderboard.check import check
-from qbench.report.leaderboard.entries import Entry
+from qbench.report.leaderboard.check import Checked, check
+from qbench.report.leaderboard.entries import Entry, entries
 from qbench.report.leaderboard.front import front
 from qbench.report.leaderboard.ranks import ranks, spoken
 
@@ -142,6 +144,62 @@ def test_superseded_rows_stay_without_a_rank(tmp_path: Path) -> None:
 def test_nobody_supersedes_what_is_somebody_elses(tmp_path: Path) -> None:
     checks = [check(make(tmp_path / "ada", Made())), check(make(tmp_path / "mal", Made(who="Mal"), SUPERSEDES))]
     assert refused(checks) == {"mal": "cannot supersede ada, which is not by Mal"}
+
+
+def test_two_submissions_cannot_replace_each_other(tmp_path: Path) -> None:
+    """Nor in a circle; who says to be the same author may be somebody else."""
+    ring = {"ada": "eve", "eve": "bob", "bob": "ada", "old": "ada", "new": "old"}
+    checks = [
+        check(make(tmp_path / name, Made(), f"supersedes:\n  - {{submission: {target}, reason: better}}\n"))
+        for name, target in ring.items()
+    ]
+    assert refused(checks) == {
+        name: f"cannot supersede {ring[name]}, which supersedes it" for name in ("ada", "eve", "bob")
+    }
+
+
+# Numbers that no check foresaw
+
+
+def test_one_submission_that_gives_no_rows_stops_nobody_else(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ada", "bad"):
+        make(tmp_path / "in" / name, Made(model=name))
+
+    def failing(checked: Checked) -> list[Entry]:
+        if checked.name == "bad":
+            raise OverflowError("too\nlarge")
+        return entries(checked)
+
+    monkeypatch.setattr("qbench.report.leaderboard.board.entries", failing)
+    code, out, err = command("leaderboard", "build", "in", "--out", "site")
+    assert (code, out) == (1, "site/index.html: 10 rows in 2 groups\n")
+    assert err == "bad: no rows can be made of it: OverflowError: too\ufffdlarge\n"
+
+
+def largest(folder: Path) -> Path:
+    """Every number of every row as large as it may be."""
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["line"] == "record":
+            line |= {"samples": "", "bits_per_value": plausible.MOST_BITS, "n": plausible.MOST_SAMPLES}
+            line["values"] = {name: high for name, (_, high) in plausible.ENDS.items() if name != "loss_increase"}
+            line["values"] |= {"error_rate": 1.0}
+            line["intervals"] = {"loss": [-plausible.LARGEST, plausible.LARGEST]}
+    (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(folder / "evidence")
+    return sign(folder)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_the_largest_numbers_that_are_let_in_fit_into_every_table(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    found = check(largest(make(tmp_path / "ada", Made(seeds=seeds))))
+    found = replace(found, faults=tuple(fault for fault in found.faults if "very same numbers" not in fault))
+    assert found.faults == ()
+    made = board([found])
+    assert {row.value for row in made.rows} == {plausible.LARGEST}
+    assert "rows.parquet" in site.contents(made)
 
 
 # The files
@@ -313,7 +371,25 @@ def test_the_command_checks_and_builds(command: Callable[..., tuple[int, str, st
     assert command("leaderboard", "build", "in/bad", "--out", "none")[0] == 4
     assert not Path("none").exists()
     assert command("leaderboard", "build", "in")[0] == 2
+    for name in ("records.jsonl", "manifest.json"):
+        other = tmp_path / "in" / f"no-{name.partition('.')[0]}"
+        other.mkdir()
+        (other / name).write_text("")
+        code, out, _ = command("leaderboard", "check", "in")
+        assert f"{other.name}: submission.yaml is missing\n" in out
+    (tmp_path / "in" / "notes").mkdir()
+    assert "notes" not in command("leaderboard", "check", "in")[1]
     assert command("leaderboard", "check", "nowhere")[0] == 2
+
+
+def test_a_folder_that_is_a_link_is_refused_and_harms_nobody(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    make(tmp_path / "in" / "ada", Made(model="a"))
+    (tmp_path / "in" / "eve").symlink_to("ada")
+    link = "eve: is a symbolic link; a submission is a folder of its own\n"
+    assert command("leaderboard", "check", "in") == (1, f"ada: accepted, self-attested\n{link}", "")
+    assert command("leaderboard", "check", "in/eve") == (1, link, "")
 
 
 def test_the_order_within_a_group_is_by_value(four: Board) -> None:

@@ -1,5 +1,7 @@
 """Vectors are stored once, named by their content, and never silently wrong."""
 
+import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qbench.results import evidence
+from qbench.results import digest, evidence
 from qbench.results.evidence import BadEvidence
 from qbench.results.files import CannotWrite
 
@@ -49,6 +51,17 @@ def test_views_are_stored_as_they_look(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back["rows"], x.T)
     np.testing.assert_array_equal(back["every other"], x[:, ::2])
     np.testing.assert_array_equal(back["big end"], x)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("BF16", 2), ("F8_E4M3", 1), ("F8_E5M2", 1), ("U9", 1)])
+def test_a_type_that_numpy_lacks_is_said(tmp_path: Path, kind: str, size: int) -> None:
+    header = json.dumps({"loss": {"dtype": kind, "shape": [4], "data_offsets": [0, 4 * size]}}).encode()
+    data = struct.pack("<Q", len(header)) + header + bytes(4 * size)
+    name = digest.of_bytes(data)[:16]
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / "evidence" / f"{name}.safetensors").write_bytes(data)
+    with pytest.raises(BadEvidence, match="cannot be read"):
+        evidence.load(tmp_path, name)
 
 
 def test_changed_missing_and_cut_files_are_noticed(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 import csv
 import io
 import json
+import os
+import shutil
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qbench.cli.main import main
 from qbench.results import digest
 from qbench.results.export import COLUMNS, lines, save, write_csv, write_jsonl
 from qbench.results.files import CannotWrite
@@ -20,6 +24,7 @@ HEADER = (
     "suite,model,wiring,optimizer,seed,step,kind,site,scope,quantizer,slice,bits_per_value,metric,unit,value,low,high,n,status,"
     "samples_digest,record_id"
 )
+RELEASE = Path(__file__).parents[1] / "results" / "releases" / "release-2.qbench.zip"
 UNITS = {"loss": "nats/token", "rms": "1"}
 TREATMENT = {
     "name": "int4/token @ boundaries",
@@ -205,3 +210,65 @@ def test_an_empty_run_is_an_empty_table(tmp_path: Path) -> None:
     assert (tmp_path / "t.csv").read_bytes() == f"{HEADER}\r\n".encode()
     assert (tmp_path / "t.jsonl").read_text() == ""
     assert duckdb.read_parquet(str(tmp_path / "t.parquet")).columns == list(COLUMNS)
+
+
+def test_a_table_that_was_left_half_written_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet is made of a draft as text, which a killed writer leaves too."""
+    pytest.importorskip("duckdb")
+    import duckdb
+
+    run = stored_run(tmp_path / "r")
+
+    def killed(**_: object) -> None:
+        (draft,) = [path for path in tmp_path.iterdir() if path.name != "r"]
+        left = shutil.copy(draft, tmp_path / draft.name.replace(f".{os.getpid()}.", ".7."))
+        os.utime(left, (0, 0))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(duckdb, "connect", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(run, tmp_path / "t.parquet", UNITS)
+    assert len(list(tmp_path.iterdir())) == 2
+    save(run, tmp_path / "t.parquet", UNITS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r", "t.parquet"]
+
+
+@pytest.mark.parametrize("out", [".", "/", "folder"])
+@pytest.mark.parametrize("command", [["report"], ["export", "--format", "model-card"]], ids=" ".join)
+def test_a_folder_as_the_file_is_said(
+    tmp_path: Path, command: list[str], out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    stored_run(Path("run"))
+    assert main([command[0], "run", *command[1:], "--out", out]) == 4
+    assert capsys.readouterr().err == f"qbench: cannot write {out}: it is a folder; name a file\n"
+
+
+@pytest.mark.parametrize("name", ["run.zip", "run.qbench.zip"])
+def test_figures_of_a_pack_stand_in_a_folder_beside_it(tmp_path: Path, name: str) -> None:
+    shutil.copy(RELEASE, tmp_path / name)
+    assert main(["report", str(tmp_path / name), "--figures"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {name, "run.html", "run"}
+    assert list((tmp_path / "run" / "figures").glob("*.svg"))
+
+
+def test_a_run_with_slices_is_a_table_for_a_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ZipFile(RELEASE) as pack:
+        pack.extractall(tmp_path)
+    assert main(["export", str(tmp_path), "--format", "latex"]) == 0
+    assert "toprule" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("session", ["x", {"asked": 5}, {"finished": "yesterday"}])
+@pytest.mark.parametrize(
+    "command", [["report"], ["show"], ["export"], ["export", "--format", "every-eval-ever"]], ids=" ".join
+)
+def test_an_odd_manifest_is_said(
+    tmp_path: Path, command: list[str], session: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored_run(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema": 1, "sessions": [session]}))
+    assert main([command[0], str(tmp_path), *command[1:]]) == 4
+    assert "manifest.json: session 1: " in capsys.readouterr().err

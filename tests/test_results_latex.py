@@ -152,3 +152,13 @@ def test_an_empty_table_teaches() -> None:
 def test_rows_and_columns_are_free() -> None:
     lines = [*seeds("m", "q", [1.0, 2.0], scope="x"), *seeds("m", "q", [3.0, 4.0], scope="y")]
     assert [row[0] for row in rows(table(lines, Layout(rows="scope", cols="model"), spread))] == ["x", "y"]
+
+
+def test_a_slice_is_no_second_answer() -> None:
+    whole = seeds("a", "q", [1.0, 2.0])
+    parts = [line("a", "q", seed, 9.0, slice=name) for seed in (0, 1) for name in ("early", "late")]
+    assert table([*whole, *parts], Layout(), spread) == table(whole, Layout(), spread)
+    early = rows(table([*whole, *parts], Layout(where={"slice": "early"}), spread))
+    assert early == [["a", "$9.00 \\pm 0.00$"]]
+    by_slice = rows(table([*whole, *parts], Layout(rows="slice"), spread))
+    assert [row[0] for row in by_slice] == ["", "early", "late"]

@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,36 @@ def test_a_damaged_manifest_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(BadManifest, match=r"manifest\.json: "):
         origin.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("session", "said"),
+    [
+        ("x", "'x' is no session"),
+        ({"asked": 5}, "asked cannot be '5'"),
+        ({"asked": None}, "asked cannot be 'None'"),
+        ({"asked": [[1]]}, "asked cannot be"),
+        ({"started": "yesterday"}, "started cannot be 'yesterday'"),
+        ({"finished": "yesterday"}, "finished cannot be 'yesterday'"),
+        ({"finished": "0001-01-01"}, "finished cannot be"),
+        ({"finished": 5}, "finished cannot be '5'"),
+        ({"suite": None}, "suite cannot be 'None'"),
+        ({"seeds": "01"}, "seeds cannot be"),
+        ({"cost": {"cpu_seconds": "x"}}, "cost cannot be"),
+        ({"cost": {"cpu_seconds": 10**400}}, "cost cannot be"),
+        ({"revisions": {"qbench": {"commit": 5}}}, "revisions cannot be"),
+    ],
+)
+def test_an_odd_session_is_said(tmp_path: Path, session: object, said: str) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema": 1, "sessions": [{}, session]}))
+    with pytest.raises(BadManifest, match=re.escape(f"manifest.json: session 2: {said}")):
+        origin.read(tmp_path)
+
+
+def test_what_an_older_or_newer_qbench_wrote_is_read(tmp_path: Path) -> None:
+    sessions = [{}, {"finished": None, "asked": [], "cost": {"peak_rss_bytes": None}, "later": ["x"]}]
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema": 1, "sessions": sessions}))
+    assert origin.read(tmp_path)["sessions"] == sessions
 
 
 def test_a_crash_while_writing_keeps_the_old_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def test_a_folder_without_records_is_said(tmp_path: Path) -> None:
 
 def test_odd_specs_are_read(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
-        for i, odd in enumerate([{}, {"model": None, "training": 3, "measurement": []}, {"arm": None, "seed": "x"}]):
+        for i, odd in enumerate([{}, {"model": None, "training": 3, "measurement": []}, {"arm": None, "seed": None}]):
             end = Closing(cell=str(i), question="", status="measured", spec=odd)
             store.append(end, [Record(cell=str(i), values={"rms": 1})])
     assert [row["wiring"] for row in read(tmp_path).records()] == ["", "", ""]

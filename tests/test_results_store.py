@@ -3,6 +3,7 @@
 import json
 import os
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -361,6 +362,11 @@ SAID = [
     (RECORD | {"intervals": {"rms": [1]}}, CELL, 1, "an interval is [low, high], found [1]"),
     (RECORD, CELL | {"spec": {"lr": float("nan")}}, 2, "not a line of JSON (NaN is not a number)"),
     (RECORD, CELL | {"log": [1]}, 2, "lines of text expected"),
+    (RECORD, CELL | {"spec": {"seed": []}}, 2, "seed cannot be '[]'"),
+    (RECORD, CELL | {"spec": {"seed": "x"}}, 2, "seed cannot be 'x'"),
+    (RECORD, CELL | {"spec": {"seed": True}}, 2, "seed cannot be 'True'"),
+    (RECORD, CELL | {"spec": {"arm": "\ud800"}}, 2, "cell c: its spec holds half a character ('\\ud800')"),
+    (RECORD, CELL | {"spec": {"a": [{"\udcff": 1}]}}, 2, "cell c: its spec holds half a character ('\\udcff')"),
     (RECORD | {"line": "weather"}, CELL, 1, '"line" must be "record" or "cell"'),
 ]  # fmt: skip
 
@@ -415,3 +421,23 @@ def test_settled_reads_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_empty_place_has_nothing_settled(tmp_path: Path) -> None:
     assert settled(tmp_path / "nowhere") == {}
     assert store_module.LOCK == ".lock"
+
+
+def test_what_could_not_be_read_back_is_not_written() -> None:
+    for spec in ({"arm": "\ud800"}, {"seed": "x"}):
+        with pytest.raises(ValueError, match=r"half a character|seed cannot be"):
+            encode(replace(closing(), spec=spec), [])
+
+
+def test_messages_are_text_that_a_page_can_hold(tmp_path: Path) -> None:
+    """They quote names of files, which need not be UTF-8."""
+    line = CELL | {
+        "records": 0,
+        "status": "failed",
+        "error": "no \udcff",
+        "log": ["\ud800"],
+        "warnings": ["\ud800", "é"],
+    }
+    (tmp_path / "records.jsonl").write_text(json.dumps(line) + "\n")
+    end = read(tmp_path).cells["c"].closing
+    assert (end.error, end.log, end.warnings) == ("no \\udcff", ("\\ud800",), ("\\ud800", "é"))

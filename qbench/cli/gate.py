@@ -2,8 +2,10 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePath
+from typing import Any
 
 from qbench.cli.main import ERROR, GOOD, UsageError
 from qbench.gate import baseline as baselines
@@ -15,6 +17,17 @@ from qbench.gate.source import pack as packed
 from qbench.gate.verdict import errored, judge
 
 ONE_OF = ("candidate", "replay", "self_test", "model")
+VERDICT = ("candidate", "model")
+# Options that only some ways of judging understand, with what they are when nobody gave them.
+ONLY: Mapping[str, tuple[Any, tuple[str, ...]]] = {
+    **dict.fromkeys(("baseline", "anchor", "out"), (None, VERDICT)),
+    "format": ("text", VERDICT),
+    "keep": (None, ("self_test",)),
+    **dict.fromkeys(("data", "run"), (None, ("model",))),
+    "look": (1, ("model",)),
+    "device": ("auto", ("model",)),
+    "trust_remote_code": (False, ("model",)),
+}
 
 
 def gate(options: argparse.Namespace) -> int:
@@ -23,9 +36,11 @@ def gate(options: argparse.Namespace) -> int:
     given = [name for name in ONE_OF if getattr(options, name)]
     if given not in (["candidate"], ["replay"], ["self_test"], ["candidate", "self_test"], ["model"]):
         raise UsageError("say what to judge: one of --candidate RUN, --model MODEL, --replay RUNS, --self-test")
+    _refuse(options, "self_test" if options.self_test else given[0])
     if options.replay:
-        sys.stdout.write(replay.table(replay.replay(policy, options.replay)))
-        return GOOD
+        replayed = replay.replay(policy, options.replay)
+        sys.stdout.write(replay.table(replayed))
+        return GOOD if replayed.unread < len(replayed.runs) else ERROR
     if options.self_test:
         return _self_test(policy, options)
     if options.model:
@@ -37,12 +52,14 @@ def gate(options: argparse.Namespace) -> int:
 
 def baseline(options: argparse.Namespace) -> int:
     """Accept a run: write its lock file, unless it failed or a policy says no."""
+    if not options.policy and (options.baseline or options.anchor):
+        raise UsageError("--baseline and --anchor are for the rules of a policy; name it with --policy")
     by = baselines.Acceptance(options.owner, options.reason)
     with opened(options.run) as source, ExitStack() as stack:
         verdict = None
         if options.policy:
             policy = load(options.policy)
-            against = baselines.against(policy, _given(options), stack)
+            against = baselines.against(policy, _given(options), stack, source)
             verdict = judge(policy, source, against)
         lock = baselines.accept(source, Path(options.lock), by, verdict)
     print(f"{options.lock}: {lock['run']} with digest {lock['digest']}")
@@ -56,13 +73,24 @@ def pack(options: argparse.Namespace) -> int:
     return GOOD
 
 
+def _refuse(options: argparse.Namespace, way: str) -> None:
+    for name, (default, ways) in ONLY.items():
+        if way not in ways and getattr(options, name) != default:
+            fitting = " or ".join(map(_spelled, ways))
+            raise UsageError(f"{_spelled(name)} does not apply to {_spelled(way)}; it goes with {fitting}")
+
+
+def _spelled(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _verdict(policy: Policy, run: str, options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         try:
             source = stack.enter_context(opened(run))
         except baselines.UNREADABLE as error:
             return _said(errored(policy, PurePath(run).name, str(error)), options)
-        return _said(judge(policy, source, baselines.against(policy, _given(options), stack)), options)
+        return _said(judge(policy, source, baselines.against(policy, _given(options), stack, source)), options)
 
 
 def _given(options: argparse.Namespace) -> dict[str, str | None]:

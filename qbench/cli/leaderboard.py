@@ -1,6 +1,7 @@
 """`qbench leaderboard build` and `check`: submitted run folders in, a static site out; no torch."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,6 +53,11 @@ def _folders(named: Sequence[str]) -> list[Path]:
         folder = Path(name)
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a folder; name run folders with a {hostile.SUBMISSION}")
-        inner = sorted(path.parent for path in folder.glob(f"*/{hostile.SUBMISSION}"))
+        inner = sorted(path for path in folder.iterdir() if path.is_dir() and _sent(path))
         found += inner if inner and not (folder / hostile.SUBMISSION).exists() else [folder]
     return list(dict.fromkeys(found))
+
+
+def _sent(folder: Path) -> bool:
+    """Whether it was meant as a submission: one file of a run is enough, so that none is passed over in silence."""
+    return any(os.path.lexists(folder / name) for name in hostile.NEEDED)

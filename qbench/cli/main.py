@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NoReturn
 
 from qbench.cli import arguments
@@ -43,6 +44,9 @@ EXIT_CODES = {
     "NotOurs": ERROR,
     "OSError": ERROR,  # a file that cannot be read or written
 }
+
+
+ONLY_PRINT = ("ls", "export", "show")  # commands of which a reader may have seen enough
 
 
 class UsageError(Exception):
@@ -112,7 +116,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; a user's mistake is a line on standard error, never a traceback."""
+    """Run one command and return its exit code; a user's mistake is a line on standard error, never a traceback.
+
+    A traceback, of a mistake in qbench, ends with ERROR: 1 is an answer of the gate.
+    """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no name in a run may stop what is said of it
     root = parser()
     options = root.parse_args(arguments)
     if options.version:
@@ -121,23 +130,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.command:
         root.print_help()
         return USAGE
-    module, _, function = COMMANDS[options.command][1].partition(":")
-    command: Callable[[argparse.Namespace], int] = getattr(import_module(f"qbench.cli.{module}"), function)
+    code = GOOD if options.command in ONLY_PRINT else ERROR
     try:
-        code = command(options)
+        code = _command(options.command)(options)
         sys.stdout.flush()  # here, where its errors are caught
-        return code
     except KeyboardInterrupt:
         return _explain("stopped; what was measured is stored, and the same command goes on from there", INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does; what is still to be flushed goes nowhere.
+        # The reader of our output went away, as `head` does; what is still to be flushed goes nowhere. The answer
+        # stays what it was, and where there was none yet, somebody who waits for one has to see that.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return GOOD
     except Exception as error:
-        code = next((EXIT_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES), None)
-        if code is None:
-            raise
-        return _explain(error, code)
+        known = next((EXIT_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES), None)
+        if known is None:
+            import traceback
+
+            traceback.print_exc()
+            return ERROR
+        return _explain(error, known)
+    return code
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    module, _, function = COMMANDS[name][1].partition(":")
+    return getattr(import_module(f"qbench.cli.{module}"), function)
 
 
 def _version() -> str:

@@ -39,7 +39,7 @@ def report(options: argparse.Namespace) -> int:
     from qbench.report import figures, page
 
     given = Path(options.folder)
-    beside = given.with_name(given.name.removesuffix(".qbench.zip")) if given.is_file() else given
+    beside = given.with_name(given.name.removesuffix(".zip").removesuffix(".qbench")) if given.is_file() else given
     with unpacked(given) if given.is_file() else nullcontext(given) as folder:
         run = read(folder).current
         name = beside.with_name(f"{beside.name}.html") if given.is_file() else beside / "report.html"
@@ -86,6 +86,8 @@ def _every_eval_ever(run: Run, options: argparse.Namespace) -> int:
         name: json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         for name, document in documents(run, options.organization or "unknown", options.relationship or "other").items()
     }
+    if not found:
+        raise UsageError(f"{options.folder} holds no measured {' or '.join(ANSWERS)}, so there is nothing to export")
     if options.out is None:
         if len(found) != 1:
             raise UsageError(f"{options.folder} has {len(found)} models, a file each; say --out DIR")

@@ -1,6 +1,7 @@
 """`qbench reproduce`: measure random cells of a submitted run again, and say whether its numbers hold."""
 
 import argparse
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from qbench.results.record import Attempt
 from qbench.results.run import Run, arm, part, read
 from qbench.suite.cells import Cell
 from qbench.suite.device import find
+from qbench.suite.document import parse
 from qbench.suite.run import Cost, Plan, execute, plan
 from qbench.suite.schema import load
 
@@ -142,10 +144,18 @@ def _write(folder: Path, run: Run, again: Sequence[Again], by: str) -> None:
     revision = origin.revision(Path(__file__)) or {}
     facts = {"by": by, "date": datetime.now(UTC).date().isoformat(), "commit": str(revision.get("commit", ""))}
     print(reproduction.write(folder, again, facts, of=len(ranked(run))))
-    text = (folder / SUBMISSION).read_text(encoding="utf-8")
+    write_whole(folder / SUBMISSION, labelled((folder / SUBMISSION).read_text(encoding="utf-8")).encode())
+
+
+def labelled(text: str) -> str:
+    """A submission that says it was reproduced: with a line of its own, or written anew where that does not fit in."""
     line = "provenance: reproduced"
-    text = _LABEL.sub(line, text, count=1) if _LABEL.search(text) else f"{text.rstrip()}\n{line}\n"
-    write_whole(folder / SUBMISSION, text.encode())
+    made = _LABEL.sub(line, text, count=1) if _LABEL.search(text) else f"{text.rstrip()}\n{line}\n"
+    if not parse(made, SUBMISSION)[1]:
+        return made
+    tree, _ = parse(text, SUBMISSION)  # between brackets, as in {submission: 1, ...}; JSON is YAML too
+    told = {} if tree is None else tree.plain()
+    return json.dumps(told | {"provenance": "reproduced"}, indent=1, ensure_ascii=False) + "\n"
 
 
 def _share(text: str) -> float:

@@ -12,6 +12,7 @@ from qbench.gate.finding import Verdict
 from qbench.gate.policy import Lock, Policy
 from qbench.gate.source import BadPack, Source, canonical, opened
 from qbench.gate.verdict import Against, described
+from qbench.results.evidence import BadEvidence
 from qbench.results.files import make_folder, write_whole
 from qbench.results.lines import BadRecords
 from qbench.results.origin import BadManifest
@@ -39,10 +40,11 @@ class Acceptance:
 
 
 def accept(source: Source, out: Path, by: Acceptance, verdict: Verdict | None = None) -> Mapping[str, Any]:
-    """Write the lock file of a run, with the digest of its records; what was locked there before is kept by digest.
+    """Write the lock file of a run, with its digest; what was locked there before is kept by digest.
 
     Raises:
-        NotAccepted: cells failed or are missing, nothing was measured, a verdict is no PASS, or nobody signs.
+        NotAccepted: cells failed or are missing, nothing was measured, evidence cannot be read, a verdict is no PASS,
+            or nobody signs.
         CannotWrite: `out` cannot be written.
     """
     _refuse(source, by, verdict)
@@ -79,11 +81,11 @@ def read(path: Path) -> dict[str, Any]:
     return lock
 
 
-def against(policy: Policy, given: Mapping[str, str | Path | None], stack: ExitStack) -> Against:
+def against(policy: Policy, given: Mapping[str, str | Path | None], stack: ExitStack, candidate: Source) -> Against:
     """Open the baselines that the policy needs, and hold each against its lock; what is wrong with one is a problem.
 
     `given` maps previous and anchor to run folders or packs. A lock may stand without its run only where no rule needs
-    the run's numbers.
+    the run's numbers. What no lock tells from the candidate has to be another run than that.
     """
     runs: dict[str, Source] = {}
     problems: dict[str, str] = {}
@@ -102,6 +104,8 @@ def against(policy: Policy, given: Mapping[str, str | Path | None], stack: ExitS
         problem = _unlike(lock, runs[name])
         if problem:
             problems[name] = f"the {name} baseline is not the accepted one: {problem}"
+        elif lock is None and _is_one(runs[name], candidate):
+            problems[name] = f"the {name} baseline is the candidate itself, which is not worse than itself"
         elif lock is None:
             notes.append(f"the {name} baseline is locked by nobody: the policy has no baselines.{name}")
     return Against(runs, problems, notes)
@@ -116,12 +120,35 @@ def _refuse(source: Source, by: Acceptance, verdict: Verdict | None) -> None:
     if source.run.failed:
         names = ", ".join(closing.cell for closing in source.run.failed[:5])
         raise NotAccepted(f"{len(source.run.failed)} cells of {source.name} failed ({names}); a baseline has none")
-    if source.asked:
+    if source.asked is None:
+        raise NotAccepted(f"{source.name} does not say which cells were asked for: its manifest.json is gone")
+    if source.gone:
         raise NotAccepted(
-            f"{source.asked} cells of {source.name} are missing; the same qbench run command measures them"
+            f"{source.gone} cells of {source.name} are missing; the same qbench run command measures them"
         )
+    _open_evidence(source)
     if verdict is not None and verdict.status != "PASS":
         raise NotAccepted(f"{source.name} does not pass {verdict.policy['name']}: {verdict.status}")
+
+
+def _is_one(run: Source, other: Source) -> bool:
+    """Whether two runs are one, as the times of their cells tell: none takes as long twice.
+
+    What is imported has no times, and may give the same answers twice: there, one folder is one run.
+    """
+    timed = any(cell.closing.seconds for cell in run.run.cells.values())
+    return run.records == other.records and (timed or run.run.folder.resolve() == other.run.folder.resolve())
+
+
+def _open_evidence(source: Source) -> None:
+    """What nobody can read again is nothing to compare with."""
+    for cell in source.run.cells.values():
+        for record in cell.records:
+            if record.samples:
+                try:
+                    source.run.evidence(record.samples)
+                except (BadEvidence, OSError) as error:
+                    raise NotAccepted(f"the evidence of {source.name} cannot be read: {error}") from error
 
 
 def _unlike(lock: Lock | None, source: Source) -> str:
@@ -136,7 +163,8 @@ def _unlike(lock: Lock | None, source: Source) -> str:
             return str(error)
     if not wanted:
         return "the policy names neither a lock file nor a digest"
-    other = next((digest for digest in wanted if digest != source.digest), None)
+    ours = (source.digest, source.records)  # older locks know the records only
+    other = next((digest for digest in wanted if digest not in ours), None)
     return f"{source.name} has digest {source.digest[:16]}, accepted was {other[:16]}" if other else ""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qbench.gate.items import WEIGHT
 from qbench.gate.source import Source
 from qbench.results import evidence
 from qbench.results.files import make_folder, write_whole
@@ -78,7 +79,7 @@ def _resealed(record: Record, vectors: Mapping[str, NDArray[Any]]) -> Record:
     for name, vector in vectors.items():
         key = name.removeprefix(f"{record.site}/") if record.site else name
         if key in record.values and vector.ndim == 1 and np.isfinite(vector).all() and vector.size:
-            means[key] = float(vector.mean())
+            means[key] = float(np.average(vector, weights=vectors.get(f"{name}{WEIGHT}")))
     n = len(next(iter(vectors.values())))
     if "loss_increase" in vectors and n > 1 and np.isfinite(vectors["loss_increase"]).all():
         means["floor/window"] = float(vectors["loss_increase"].std(ddof=1) / n**0.5)

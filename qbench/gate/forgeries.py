@@ -8,6 +8,7 @@ import numpy as np
 
 from qbench.gate.cells import changed
 from qbench.gate.draft import Cell, Draft, Vectors
+from qbench.gate.items import WEIGHT
 from qbench.gate.metrics import EXACT
 from qbench.results.record import Record
 
@@ -41,8 +42,10 @@ def forgeries(good: Draft, rooms: Sequence[Room]) -> Iterator[tuple[str, Draft]]
     yield "cost inflated to twice the margin", _inflated(good, rooms, 2)
     yield "all cells dropped", Draft([], good.session)
     yield "quantized cells dropped", _without(good, changed)
+    yield "failed cells left out of what was asked for", _unasked(good)
     if sampled:
         yield "unquantized cells dropped", _without(good, lambda spec: not changed(spec))
+        yield "one seed of a trained model", _one_seed(good)
     yield "every cell twice", _twice(good)
     session = {**good.session, "asked": [*(cell.closing.cell for cell in good.cells), "0" * 16]}
     yield "a cell that was asked for is not there", Draft(good.cells, session)
@@ -133,6 +136,37 @@ def _tampered(cell: Cell) -> None:
     cell.vectors = {name: {k: v * 0.5 for k, v in found.items()} for name, found in cell.vectors.items()}
 
 
+def _contradicted(cell: Cell) -> None:
+    """Other numbers in the record than in its evidence, which only its intervals still agree with."""
+
+    def forge(record: Record) -> Record:
+        sampled = {metric: value for metric, value in record.values.items() if metric not in EXACT}
+        around = {metric: (value - 1e-3, value + 1e-3) for metric, value in sampled.items()}
+        return replace(record, values={**record.values, **{m: 2 * v + 1 for m, v in sampled.items()}}, intervals=around)
+
+    cell.records = [forge(record) for record in cell.records]
+
+
+def _weighted(cell: Cell) -> None:
+    """The dearer half of the windows counts for next to nothing."""
+
+    def forge(vectors: Vectors) -> Vectors:
+        dear = {name: v > np.median(v) for name, v in vectors.items() if not name.startswith("reference")}
+        return vectors | {f"{name}{WEIGHT}": np.where(one, 1e-6, 1.0) for name, one in dear.items()}
+
+    cell.reseal(forge)
+
+
+def _other_items(cell: Cell) -> None:
+    """Items by digests that the unquantized model's cell does not have."""
+
+    def forge(vectors: Vectors) -> Vectors:
+        n = len(next(iter(vectors.values())))
+        return vectors | {"doc_hash": np.full((n, 32), 255, dtype=np.uint8)}
+
+    cell.reseal(forge)
+
+
 _CELLS: Mapping[str, Forge] = {
     "another model": _wrong_model,
     "another version of the suite": _other_suite,
@@ -147,6 +181,9 @@ _VECTORS: Mapping[str, Forge] = {
     "evidence without windows": _empty,
     "a quantizer that never ran": _never_ran,
     "evidence that the record does not know": _tampered,
+    "a record that contradicts its evidence": _contradicted,
+    "windows with weights of their own": _weighted,
+    "items that the unquantized model did not see": _other_items,
 }
 
 
@@ -186,6 +223,23 @@ def _raised(record: Record, grown: Mapping[str, float]) -> Record:
 def _without(good: Draft, dropped: Callable[[Mapping[str, Any]], bool]) -> Draft:
     kept = [cell for cell in good.cells if not dropped(cell.closing.spec)]
     return Draft(kept, {**good.session, "asked": [cell.closing.cell for cell in kept]})
+
+
+def _unasked(good: Draft) -> Draft:
+    """What failed is neither judged nor missed, if the manifest is believed."""
+    forged = _forged(good, _failed)
+    forged.session["asked"] = [cell.closing.cell for cell in forged.cells if cell.closing.status == "measured"]
+    return forged
+
+
+def _one_seed(good: Draft) -> Draft:
+    """The first seed of a model that the suite trained, as if there were no others."""
+    forged = _forged(good, lambda cell: cell.respec(training={"lr": 1e-3}), everywhere=True)
+    forged.cells = [
+        cell for cell in forged.cells if cell.closing.spec.get("seed") == good.cells[0].closing.spec.get("seed")
+    ]
+    forged.session["asked"] = [cell.closing.cell for cell in forged.cells]
+    return forged
 
 
 def _twice(good: Draft) -> Draft:

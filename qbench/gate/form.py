@@ -61,7 +61,7 @@ class RuleForm(Form):
     against: References | None = None
     alpha: Alpha | None = None
     minimum_n: Count | None = None
-    seeds: Count = 1
+    seeds: Count | None = None
     worst_slice: bool = False
     tier: Tier = "block"
     on_missing: Literal["fail", "error"] = "error"

@@ -1,6 +1,8 @@
 """A run that a policy has to pass, made up for the self-test: what then blocks it is the gate's own work."""
 
 import hashlib
+import re
+import string
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -16,13 +18,14 @@ from qbench.stats import paired
 
 MEAN = {"loss": 2.5, "error_rate": 0.4}  # of the unquantized model
 USUAL = 0.01  # the effect of metrics that no rule is about
+_LETTERS = string.ascii_letters + string.digits + "_" + string.punctuation + " "
 SHARE = 0.05  # of the margin: the effect of the made-up candidate
 
 
 def known_good(policy: Policy, version: int = 0) -> Draft:
     """The candidate, or with `version` 1 and up another run of the same cells: a baseline."""
     n = max(policy.windows)
-    seeds = max([rule.seeds for rule in policy.rules] + [paired.SEEDS if n < paired.WINDOWS else 1])
+    seeds = max([rule.seeds or 1 for rule in policy.rules] + [paired.SEEDS if n < paired.WINDOWS else 1])
     base = _spec(policy, n)
     cells: dict[str, Cell] = {}
     for rule in policy.rules:
@@ -44,9 +47,19 @@ def _spec(policy: Policy, n: int) -> dict[str, Any]:
         "training": None,
         "data": {"name": "self-test", "digest": policy.data or _hex("data")},
         "torch": "",
-        "device": "cpu" if fnmatchcase("cpu", device) else device.replace("*", ""),
+        "device": "cpu" if fnmatchcase("cpu", device) else _matching(device),
         "measurement": {"what": "loss", "windows": n, "split": "test"},
     }
+
+
+def _matching(pattern: str) -> str:
+    """A name that a pattern is about.
+
+    >>> _matching("cuda:NVIDIA [AH]?00*"), _matching("[!a-z]x[")
+    ('cuda:NVIDIA Aa00', 'Ax[')
+    """
+    parts = re.findall(r"\[!?\]?[^\]]*\]|.", pattern)
+    return "".join(next((c for c in _LETTERS if fnmatchcase(c, part)), "") for part in parts if part != "*")
 
 
 def _treatment(rule: Rule) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from qbench.results.record import Attempt, Closing
 from qbench.results.run import part
 from qbench.stats.looks import Places, added
 
+MOST_WINDOWS = 10**7  # of a text: hundreds of millions of tokens in the shortest windows
+
 
 class Problem(Exception):
     """Why there is no evidence to judge; `missing` where something is not there, and not merely wrong."""
@@ -49,8 +51,11 @@ def order(cells: Sequence[Attempt], lengths: Sequence[int], name: str) -> Places
     if looks is None:
         return np.arange(sum(lengths))
     try:
+        # Before any place is: a plan may name more windows than there is memory for.
+        if looks[-1] > MOST_WINDOWS:
+            raise ValueError(f"{looks[-1]} windows are more than {MOST_WINDOWS}")
         places = [added(tuple(looks), i + 1) for i in range(len(cells))]
-    except (ValueError, TypeError, IndexError, MemoryError) as error:
+    except (ValueError, TypeError, IndexError, KeyError, MemoryError) as error:
         raise Problem(f"{name}: its plan of looks is none ({error})"[:300]) from error
     if [len(one) for one in places] != list(lengths):
         raise Problem(f"{name}: {list(lengths)} windows, where its looks add {[len(one) for one in places]}")

@@ -16,6 +16,8 @@ LARGEST_SUMMARY = 1_000_000  # bytes; a CI service shows 1 MiB
 LONGEST = 500  # characters shown of anything that a run or a policy says
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&@])")
+_LINK = re.compile(r"(:(?=//)|www(?=\.))", re.IGNORECASE)  # where GitHub makes a link of plain text
+_WORD_JOINER = "&#8288;"  # invisible, and no part of an address
 SIGNS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔", "ERROR": "⛔"}
 
 
@@ -177,7 +179,8 @@ def _one_line(text: str) -> str:
 
 def _md(text: Any) -> str:
     """Text that stays text: no HTML, no table, no link, no mention."""
-    return _MARKDOWN.sub(r"\\\1", _one_line(str(text))[:LONGEST]).replace("\\<", "&lt;").replace("\\>", "&gt;")
+    kept = _MARKDOWN.sub(r"\\\1", _one_line(str(text))[:LONGEST]).replace("\\<", "&lt;").replace("\\>", "&gt;")
+    return _LINK.sub(f"\\1{_WORD_JOINER}", kept)
 
 
 def _xml(text: str) -> str:

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qbench.gate.items import WEIGHT, close, hashes
 from qbench.results.match import Pair
 from qbench.results.record import Attempt, Record
 from qbench.results.run import Run, arm, part
 
 Vector = NDArray[np.float64]
-HASHES = ("doc_hash", "prompt_hash", "target_hash")
 Place = tuple[str, str, str, str]  # kind, site, scope, quantizer
 NUMERICAL = "floor/numerical"
+NONE_KEPT = "no number for each window is kept"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,33 +44,35 @@ class Evidence:
         self._read: dict[str, Mapping[str, Any]] = {}
         self._plain = {_kin(one): one for one in run.cells.values() if _is_plain(one)}
 
-    def of(self, record: Record, metric: str) -> Vector | None:
-        """The number of each window or item behind a metric, float64 [N]; None where the run keeps none.
+    def of(self, record: Record, metric: str) -> Vector | str:
+        """The number of each window or item behind a metric, float64 [N], or why there is none to compare.
 
         Items that count unequally are scaled so that their plain mean is the metric.
         """
         kept = self._vectors(record)
         key = next((name for name in (metric, f"{record.site}/{metric}") if name in kept), None)
-        if key is None or "perplexity" in metric:  # exponentials of a mean are no means
-            return None
-        values = np.asarray(kept[key], dtype=np.float64)
-        weights = kept.get(f"{key}/weight")
-        return values if weights is None else values * weights / np.mean(weights)
+        if "perplexity" in metric:
+            return "a perplexity is no mean over windows"
+        if key is None:
+            return NONE_KEPT
+        values, weights = (np.asarray(one, dtype=np.float64) for one in (kept[key], kept.get(f"{key}{WEIGHT}", 1.0)))
+        if values.ndim != 1 or not values.size or weights.shape not in ((), values.shape):
+            return "its evidence has another form than a number for each window"
+        return _reproduced(values * weights / np.mean(weights), record, metric)
 
-    def increase(self, cell: Attempt, record: Record) -> Vector | None:
+    def increase(self, cell: Attempt, record: Record) -> Vector | str:
         """What a treatment costs in each window: its loss minus the unquantized model's of the same run."""
         plain = self._plain.get(_kin(cell))
         if plain is None or plain is cell or not plain.records:
-            return None
-        pair = [self.of(record, "loss"), self.of(plain.records[0], "loss")]
-        if pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:
-            return None
-        return pair[0] - pair[1]
+            return NONE_KEPT
+        x, y = self.of(record, "loss"), self.of(plain.records[0], "loss")
+        if isinstance(x, str) or isinstance(y, str):
+            return x if isinstance(x, str) else str(y)
+        return _reproduced(x - y, record, "loss_increase") if x.shape == y.shape else NONE_KEPT
 
     def items(self, record: Record) -> NDArray[Any] | None:
         """What the numbers are of, a digest for each item [N, bytes]; None for windows, which the data digest names."""
-        kept = self._vectors(record)
-        found = [kept[name] for hashed in HASHES for name in (hashed, f"{record.site}/{hashed}") if name in kept]
+        found = list(hashes(self._vectors(record), record.site).values())
         return np.concatenate(found, axis=1) if found else None
 
     def floor(self, cell: Attempt) -> float:
@@ -83,6 +86,15 @@ class Evidence:
         if record.samples not in self._read:
             self._read[record.samples] = self._run.evidence(record.samples)
         return self._read[record.samples]
+
+
+def _reproduced(vector: Vector, record: Record, metric: str) -> Vector | str:
+    """The vector where it is what its record says, else how it is not."""
+    if not np.isfinite(vector).all():
+        return f"{int((~np.isfinite(vector)).sum())} of {len(vector)} windows are not finite"
+    if metric in record.values and not close(float(vector.mean()), record.values[metric]):
+        return f"the evidence gives {vector.mean():.6g}, its record says {record.values[metric]:.6g}"
+    return vector
 
 
 def numbers(pair: Pair, sides: tuple[Evidence, Evidence], metrics: Sequence[str]) -> Iterator[Numbers]:
@@ -103,13 +115,12 @@ def _paired(
     place, metric = about
     a, b = (record.values[metric] for record in records)
     vectors = [side.of(record, metric) for side, record in zip(sides, records, strict=True)]
-    if metric == "loss_increase" and None in [None if one is None else 0 for one in vectors]:
+    if metric == "loss_increase" and any(isinstance(one, str) for one in vectors):
         cells = (pair.a, pair.b)
         vectors = [side.increase(cell, one) for side, cell, one in zip(sides, cells, records, strict=True)]
     x, y = vectors
-    if x is None or y is None:
-        lone = "a perplexity is no mean over windows" if "perplexity" in metric else "no number for each window is kept"
-        return Numbers(place=place, metric=metric, a=a, b=b, missing=lone)
+    if isinstance(x, str) or isinstance(y, str):
+        return Numbers(place=place, metric=metric, a=a, b=b, missing=x if isinstance(x, str) else str(y))
     order = _aligned(sides[0].items(records[0]), sides[1].items(records[1]))
     if isinstance(order, str) or x.shape != y.shape:
         reason = order if isinstance(order, str) else f"{len(x)} windows in one run and {len(y)} in the other"

@@ -28,7 +28,7 @@ class Rule:
 
     `margin` is in the metric's unit, or with `relative` a share of the reference's mean; `at_most` is a ceiling
     instead. `asked` is its name in the file, which one rule against several references shares.
-    Selectors that are empty select everything.
+    Selectors that are empty select everything; no `seeds` are as many as there should be of the model that is judged.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Rule:
     relative: bool = False
     at_most: float | None = None
     minimum_n: int | None = None
-    seeds: int = 1
+    seeds: int | None = None
     worst_slice: bool = False
     tier: Tier = "block"
     missing_fails: bool = False

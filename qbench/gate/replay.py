@@ -11,15 +11,16 @@ from qbench.gate.baseline import UNREADABLE
 from qbench.gate.finding import WORST, Verdict
 from qbench.gate.policy import Policy
 from qbench.gate.source import Source, opened
-from qbench.gate.verdict import Against, errored, judge
+from qbench.gate.verdict import Against, errored, finished, judge
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The verdicts over past runs, in their order."""
+    """The verdicts over past runs, in their order; `unread` counts those that could not be read."""
 
     runs: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
+    unread: int = 0
 
     def counts(self) -> dict[str, Counter[str]]:
         """For each rule, how often it ended in which status."""
@@ -31,7 +32,10 @@ class Replay:
 
 
 def replay(policy: Policy, runs: Sequence[str | Path], today: date | None = None) -> Replay:
-    """Judge each run as if it were the candidate: `previous` is the run before it, `anchor` the first."""
+    """Judge each run as on the day it was measured: `previous` is the run before it, `anchor` the first.
+
+    Runs that do not say when that was are judged as of `today`.
+    """
     verdicts: list[Verdict] = []
     with ExitStack() as stack:
         sources: list[Source | None] = []
@@ -42,9 +46,9 @@ def replay(policy: Policy, runs: Sequence[str | Path], today: date | None = None
                 verdicts.append(errored(_possible(policy, sources), Path(run).name, str(error), today))
                 sources.append(None)
                 continue
-            verdicts.append(judge(_possible(policy, sources), source, _history(sources), today))
+            verdicts.append(judge(_possible(policy, sources), source, _history(sources), finished(source) or today))
             sources.append(source)
-    return Replay(tuple(Path(run).name or str(run) for run in runs), tuple(verdicts))
+    return Replay(tuple(Path(run).name or str(run) for run in runs), tuple(verdicts), sources.count(None))
 
 
 def _possible(policy: Policy, before: Sequence[Source | None]) -> Policy:

@@ -20,6 +20,7 @@ from qbench.gate.source import Source, opened
 from qbench.gate.verdict import errored, judge
 from qbench.results.evidence import EVIDENCE
 from qbench.results.lines import RECORDS
+from qbench.results.origin import MANIFEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Bench:
                 source = stack.enter_context(opened(run))
             except UNREADABLE as error:
                 return errored(self.policy, run.name, str(error))
-            return judge(self.policy, source, baselines(self.policy, given or self.given, stack))
+            return judge(self.policy, source, baselines(self.policy, given or self.given, stack, source))
 
 
 def selftest(policy: Policy, candidate: Source | None = None, keep: Path | None = None) -> list[Trial]:
@@ -127,6 +128,9 @@ def _files(bench: Bench, good: Draft) -> Iterator[Trial]:
     (run / RECORDS).write_bytes(records[: len(records) // 2])
     yield Trial("records cut in the middle", bench.judged(run))
     yield Trial("no run at all", bench.judged(folder / "nowhere"))
+    run = good.write(folder / "unsaid")
+    (run / MANIFEST).unlink()
+    yield Trial("a manifest that is gone", bench.judged(run))
     if any(not rule.exact for rule in bench.policy.rules):
         run = good.write(folder / "edited")
         for path in (run / EVIDENCE).iterdir():

@@ -2,8 +2,10 @@
 
 import io
 import json
+import lzma
 import re
 import zipfile
+import zlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +19,25 @@ from qbench.results.files import write_whole
 from qbench.results.lines import RECORDS, selected
 from qbench.results.origin import MANIFEST
 from qbench.results.record import Closing
-from qbench.results.run import NoRun, Run, part
+from qbench.results.run import NoRun, Run, arm, part
 
 JUDGED = ("loss", "kernel", "task")
 LARGEST_ENTRY = 2**30  # bytes of one file in a pack
+LARGEST_PACK = 2**32  # bytes of all of them
 MOST_ENTRIES = 200_000
 _ENTRY = re.compile(rf"{re.escape(RECORDS)}|{re.escape(MANIFEST)}|{EVIDENCE}/[0-9a-f]{{16}}\.safetensors")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same run gives the same bytes
+# What a damaged pack may raise, by what it is damaged in and how it was compressed.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+)
 
 
 class BadPack(ValueError):
@@ -32,15 +46,25 @@ class BadPack(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A run to be judged: `name` as the user gave it, `digest` of its records, which hold the digests of its evidence.
+    """A run to be judged: `name` as the user gave it, `records` the digest of its records, which hold its evidence's.
 
-    `asked` counts the cells that the last session was asked for and that have no attempt.
+    `asked` are the cells that the last session was asked for, None where no manifest says which.
     """
 
     name: str
     run: Run
-    digest: str
-    asked: int = 0
+    records: str
+    asked: frozenset[str] | None
+
+    @property
+    def digest(self) -> str:
+        """Of the records, and of what was asked for: a cell cannot leave an accepted run by its manifest."""
+        return digest.of([self.records, None if self.asked is None else sorted(self.asked)])
+
+    @property
+    def gone(self) -> int:
+        """How many cells were asked for and have no attempt."""
+        return sum(cell not in self.run.cells for cell in self.asked or ())
 
     @property
     def session(self) -> Mapping[str, Any]:
@@ -79,7 +103,9 @@ def pack(folder: Path, out: Path) -> Path:
         raise NoRun(f"{folder} holds no {RECORDS}; name the folder that `qbench run` wrote")
     run = Run(folder=folder, cells=selected(folder / RECORDS, lambda _: True), manifest=origin.read(folder))
     named = {record.samples for cell in run.cells.values() for record in cell.records if record.samples}
-    names = [RECORDS, MANIFEST, *(f"{EVIDENCE}/{name}.safetensors" for name in sorted(named))]
+    files = (f"{EVIDENCE}/{name}.safetensors" for name in sorted(named))
+    # Records may come from elsewhere, and name any file of this machine.
+    names = [RECORDS, MANIFEST, *filter(_ENTRY.fullmatch, files)]
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as file:
         for name in names:
@@ -96,16 +122,46 @@ def _source(folder: Path, name: str) -> Source:
     if not records.is_file():
         raise NoRun(f"{name} holds no {RECORDS}; name what `qbench run` or `qbench pack` wrote")
     manifest = origin.read(folder)
-    cells = selected(records, _judged)
-    run = Run(folder=folder, cells=cells, manifest=manifest)
-    sessions = manifest.get("sessions") or [{}]
-    asked = sessions[-1].get("asked", []) if isinstance(sessions[-1], Mapping) else []
-    missing = sum(cell not in cells for cell in asked if isinstance(cell, str))
-    return Source(name, run.only(frozenset(asked)) if asked else run, digest.of_bytes(records.read_bytes()), missing)
+    run = Run(folder=folder, cells=selected(records, _judged), manifest=manifest)
+    asked = _asked(manifest)
+    return Source(name, _current(run, asked), digest.of_bytes(records.read_bytes()), asked)
+
+
+def _asked(manifest: Mapping[str, Any]) -> frozenset[str] | None:
+    sessions = manifest.get("sessions")
+    last = sessions[-1] if isinstance(sessions, list) and sessions else None
+    asked = last.get("asked") if isinstance(last, Mapping) else None
+    if not isinstance(asked, list) or not asked or not all(isinstance(cell, str) for cell in asked):
+        return None
+    return frozenset(asked)
+
+
+def _current(run: Run, asked: frozenset[str] | None) -> Run:
+    """The cells that were asked for, and those that failed where none of these answers in their place.
+
+    A folder also keeps the cells of earlier suites; but that a cell failed is not undone by no longer asking for it.
+    """
+    if asked is None:
+        return run
+    answered = {_question(cell.closing) for name, cell in run.cells.items() if name in asked}
+    failed = {
+        name
+        for name, cell in run.cells.items()
+        if cell.closing.status != "measured" and _judged(cell.closing) and _question(cell.closing) not in answered
+    }
+    return run.only(asked | failed)
 
 
 def _judged(closing: Closing) -> bool:
-    return part(closing.spec, "measurement").get("what") in JUDGED
+    what = part(closing.spec, "measurement").get("what")
+    return isinstance(what, str) and what in JUDGED
+
+
+def _question(closing: Closing) -> str:
+    """What a cell answers, by the names that people give it: the same in another version of its suite."""
+    asked = part(closing.spec, "measurement")
+    names = (part(asked, "treatment").get("name"), part(asked, "options").get("name"), asked.get("what"))
+    return str([arm(closing.spec), closing.spec.get("seed"), part(asked, "passage").get("look"), *names])
 
 
 def _unpack(path: Path, folder: Path) -> None:
@@ -114,16 +170,19 @@ def _unpack(path: Path, folder: Path) -> None:
             entries = file.infolist()
             if len(entries) > MOST_ENTRIES:
                 raise BadPack(f"{path.name}: {len(entries)} files in it; expected at most {MOST_ENTRIES}")
+            size = 0
             for entry in entries:
-                _extract(file, entry, folder, path.name)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        if isinstance(error, BadPack):
-            raise
+                size += _extract(file, entry, folder, path.name)
+                if size > LARGEST_PACK:
+                    raise BadPack(f"{path.name}: its files are larger than {LARGEST_PACK} bytes together")
+    except _DAMAGED as error:
+        if isinstance(error, BadPack) or (isinstance(error, OSError) and error.errno is not None):
+            raise  # what the system says, such as a full disk, is not about the pack
         raise BadPack(f"{path.name} is no packed run ({error}); qbench pack RUN makes one") from error
 
 
-def _extract(file: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, name: str) -> None:
-    """Write one entry; nothing but the names of a run, so that no entry can leave the folder."""
+def _extract(file: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, name: str) -> int:
+    """Write one entry, and return its size; nothing but the names of a run, so that no entry can leave the folder."""
     if not _ENTRY.fullmatch(entry.filename):
         raise BadPack(f"{name}: holds {entry.filename[:80]!r}, which is no part of a run; qbench pack RUN makes one")
     with file.open(entry) as stream:
@@ -132,7 +191,7 @@ def _extract(file: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, name: 
         raise BadPack(f"{name}: {entry.filename} is larger than {LARGEST_ENTRY} bytes")
     place = folder / entry.filename
     place.parent.mkdir(exist_ok=True)
-    place.write_bytes(data)
+    return place.write_bytes(data)
 
 
 def canonical(value: Any) -> str:

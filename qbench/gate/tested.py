@@ -68,7 +68,7 @@ def _decision(rule: Rule, case: Case, margin: float, options: paired.Options) ->
     if len(rows) > 1:
         return paired.seeds_noninferior(rows, margin, **options)
     pairs = case.by_seed[0]
-    if _flags(pairs.candidate) and _flags(pairs.reference) and margin < 1:
+    if _right_or_wrong(pairs) and margin < 1:
         return paired.proportion_noninferior(pairs.reference, pairs.candidate, margin, **options)
     return paired.noninferior(rows[0], margin, **options)
 
@@ -79,8 +79,10 @@ def _differences(rule: Rule, pairs: Pairs, mean: float) -> Floats:
     return plain + rule.margin * (mean - pairs.reference) if rule.relative and rule.margin else plain
 
 
-def _flags(vector: Floats) -> bool:
-    return bool(np.isin(vector, (0.0, 1.0)).all())
+def _right_or_wrong(pairs: Pairs) -> bool:
+    """Whether the numbers are of items that are right or wrong, and not zeros of something that is measured."""
+    both = np.stack([pairs.candidate, pairs.reference])
+    return bool(np.isin(both, (0.0, 1.0)).all()) and (pairs.item or bool(both.any()))
 
 
 def _filled(shape: Finding, found: paired.Decision, case: Case) -> Finding:

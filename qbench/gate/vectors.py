@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qbench.gate.cells import assigned, changed, title
+from qbench.gate.items import WEIGHT, alike, close
 from qbench.gate.looks import Problem
 from qbench.gate.metrics import REFERENCES
 from qbench.gate.policy import Rule
@@ -17,8 +18,7 @@ from qbench.results.record import Attempt, Record
 from qbench.results.run import arm, part
 
 Floats = NDArray[np.float64]
-CLOSE = 1e-6  # records keep nine digits
-HASHES = ("doc_hash", "prompt_hash", "target_hash")
+TREATED = ("loss", "kernel")  # cells that stand beside the same model with nothing quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +67,18 @@ class Reader:
         if key not in vectors:
             raise Problem(f"{name}: its evidence has no {metric} by window", missing=True)
         found = floats(vectors[key], f"{name}: {metric}")
-        if f"{key}/weight" in vectors:
-            weights = floats(vectors[f"{key}/weight"], f"{name}: weights of {metric}")
+        if f"{key}{WEIGHT}" in vectors:
+            weights = floats(vectors[f"{key}{WEIGHT}"], f"{name}: weights of {metric}")
             if weights.shape != found.shape or weights.min() <= 0:
                 raise Problem(f"{name}: the weights of {metric} are not one number above 0 for each window")
             found = found * weights / weights.mean()
         if len(found) != record.n:
             raise Problem(f"{name}: {len(found)} numbers of {metric} for {record.n} windows")
-        said = [record.values[metric]] if metric in record.values else []
-        said += [sum(record.intervals[metric]) / 2] if metric in record.intervals else []
-        if said and not any(close(float(found.mean()), one) for one in said):
-            raise Problem(f"{name}: its evidence gives {metric} {found.mean():.6g}, its record says {said[0]:.6g}")
-        if not said:
+        said = _said(record, metric)
+        if said is None:
             raise Problem(f"{name}: its record has no {metric}", missing=True)
+        if not close(float(found.mean()), said):
+            raise Problem(f"{name}: its evidence gives {metric} {found.mean():.6g}, its record says {said:.6g}")
         return found
 
     def unquantized(self, cell: Attempt) -> Attempt | None:
@@ -125,7 +124,7 @@ def run_pairs(rule: Rule, reader: Reader, cell: Attempt, other: tuple[Reader, At
     sides: list[Floats] = []
     for one, its in ((reader, cell), other):
         base = one.unquantized(its) if changed(its.closing.spec) else None
-        if changed(its.closing.spec) and part(its.closing.spec, "measurement").get("what") == "loss":
+        if changed(its.closing.spec) and part(its.closing.spec, "measurement").get("what") in TREATED:
             prove(one, its, base)
         if rule.metric == "loss_increase":
             sides.append(np.subtract(*_beside(rule.metric, one, its, base)))
@@ -133,9 +132,8 @@ def run_pairs(rule: Rule, reader: Reader, cell: Attempt, other: tuple[Reader, At
             sides.append(one.of(its, rule.metric))
     if len(sides[0]) != len(sides[1]):
         raise Problem(f"{title(cell.closing.spec)}: {len(sides[0])} windows, {len(sides[1])} in {other[0].source.name}")
+    _same_items((reader, cell), other)
     task = part(cell.closing.spec, "measurement").get("what") == "task"
-    if task:
-        _same_items(reader.vectors(cell), other[0].vectors(other[1]), title(cell.closing.spec))
     return Pairs(sides[0], sides[1], _labels(rule, reader, cell, len(sides[0])), item=task)
 
 
@@ -144,13 +142,14 @@ def prove(reader: Reader, cell: Attempt, base: Attempt | None) -> None:
     record, vectors = reader.vectors(cell)
     name = title(cell.closing.spec)
     if base is None:
-        if "reference_loss" not in vectors or not _judged_beside(cell.closing.spec):
-            raise Problem(f"{name}: its unquantized model was not measured, or is another model", missing=True)
+        _lone(cell.closing.spec, vectors, name)
         return
+    _same_items((reader, cell), (reader, base))
     loss, plain = reader.of(cell, "loss"), reader.of(base, "loss")
     if len(loss) != len(plain):
         raise Problem(f"{name}: {len(loss)} windows, {len(plain)} of its unquantized model")
-    if assigned(cell.closing.spec) and np.array_equal(loss, plain):
+    kernel = part(cell.closing.spec, "measurement").get("what") == "kernel"
+    if (kernel or assigned(cell.closing.spec)) and np.array_equal(loss, plain):
         raise Problem(f"{name}: equals the unquantized model in every window: the quantizer did not run")
     if "reference_loss" in vectors:
         kept = floats(vectors["reference_loss"], f"{name}: reference_loss")
@@ -162,6 +161,14 @@ def prove(reader: Reader, cell: Attempt, base: Attempt | None) -> None:
         if increase.shape != loss.shape or not np.allclose(increase, loss - kept, rtol=1e-5, atol=1e-7):
             raise Problem(f"{name}: the windows of its evidence are not in one order")
     _spread(record, loss - plain, name)
+
+
+def _lone(spec: Mapping[str, Any], vectors: Mapping[str, Any], name: str) -> None:
+    """A whole model may be judged beside another that the run knows by its digest, and by its losses, only."""
+    if "reference_loss" not in vectors or not _judged_beside(spec):
+        raise Problem(f"{name}: its unquantized model was not measured, or is another model", missing=True)
+    if any(key.endswith(WEIGHT) for key in vectors):
+        raise Problem(f"{name}: its windows have weights, and no unquantized cell says that they are right")
 
 
 def floats(vector: Any, name: str) -> Floats:
@@ -177,12 +184,11 @@ def floats(vector: Any, name: str) -> Floats:
     return found
 
 
-def close(a: float, b: float) -> bool:
-    """
-    >>> close(1.0, 1.0000005), close(0.0, 1e-9), close(1.0, 1.01)
-    (True, True, False)
-    """
-    return abs(a - b) <= max(1e-8, CLOSE * max(abs(a), abs(b)))
+def _said(record: Record, metric: str) -> float | None:
+    """What a record says of a metric: its value, or where it has an interval only, the middle of that."""
+    if metric in record.values:
+        return record.values[metric]
+    return sum(record.intervals[metric]) / 2 if metric in record.intervals else None
 
 
 def _spread(record: Record, differences: Floats, name: str) -> None:
@@ -227,11 +233,10 @@ def _labels(rule: Rule, reader: Reader, cell: Attempt, n: int) -> NDArray[np.str
     return np.array(labels, dtype=np.str_)
 
 
-def _same_items(a: tuple[Record, Mapping[str, Any]], b: tuple[Record, Mapping[str, Any]], name: str) -> None:
-    for kind in HASHES:
-        x, y = a[1].get(f"{a[0].site}/{kind}"), b[1].get(f"{b[0].site}/{kind}")
-        if x is not None and y is not None and not np.array_equal(x, y):
-            raise Problem(f"{name}: the items differ from the baseline's, or stand in another order ({kind})")
+def _same_items(ours: tuple[Reader, Attempt], theirs: tuple[Reader, Attempt]) -> None:
+    """That two cells are of the same items, which count alike. Raises Problem."""
+    (record, vectors), (other, its) = (reader.vectors(cell) for reader, cell in (ours, theirs))
+    alike((vectors, record.site), (its, other.site), record.n or 0, title(ours[1].closing.spec))
 
 
 def _judged_beside(spec: Mapping[str, Any]) -> str:

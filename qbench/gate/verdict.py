@@ -148,14 +148,21 @@ def _job(results: Sequence[Result], status: str) -> Colour:
 def _stale(policy: Policy, candidate: Source, today: date) -> str:
     if policy.max_age_days is None:
         return ""
-    ended = candidate.session.get("finished")
-    try:
-        age = (today - datetime.fromisoformat(str(ended)).date()).days
-    except ValueError:
+    ended = finished(candidate)
+    if ended is None:
         return f"{candidate.name} does not say when it was measured; the policy takes {policy.max_age_days} days"
+    age = (today - ended).days
     if not 0 <= age <= policy.max_age_days:
         return f"{candidate.name} was measured {age} days ago; the policy takes 0 to {policy.max_age_days}"
     return ""
+
+
+def finished(source: Source) -> date | None:
+    """The day on which a run was measured; None where it does not say."""
+    try:
+        return datetime.fromisoformat(str(source.session.get("finished"))).date()
+    except ValueError:
+        return None
 
 
 def described(source: Source) -> dict[str, Any]:

@@ -150,6 +150,7 @@ METRICS: Mapping[str, Metric] = {
     "floor/window": Metric("nats/token", "evidence", "standard error of the mean over windows"),
     "sites_touched": Metric("count", "evidence", "places that were really quantized"),
     "bits_per_value/model": Metric("bits", "cost", "stored bits per parameter, with those that were left alone"),
+    "bytes/model": Metric("B", "cost", "of its whole file, were the treated weights stored as their quantizers do"),
     # Predictions of a changed language model beside the unquantized one's; base is the unquantized model
     "perplexity": Metric("1", "cost", "e to the loss: the model is as unsure as among that many tokens"),
     "loss_correlation": Metric("1", "evidence", "Pearson correlation of both models' losses over predictions"),

@@ -87,7 +87,8 @@ def round_step(rough: float) -> float:
 
 def _range(values: Sequence[float], least: float) -> tuple[float, float]:
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    room = max((high - low) * 0.05, (least - (high - low)) / 2, 1e-9)
+    # Large numbers lie further apart than `least`: without room of their own size they would have no ticks between.
+    room = max((high - low) * 0.05, (least - (high - low)) / 2, 1e-9 * max(1.0, abs(low), abs(high)))
     return low - room, high + room
 
 

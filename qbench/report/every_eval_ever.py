@@ -1,5 +1,6 @@
 """A run as the JSON of every_eval_ever, the shared format for results of evaluations: one document for each model."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,13 +22,14 @@ def documents(run: Run, organization: str, relationship: str = "other") -> dict[
     """Documents by a name for their file: one for each model, trained models for each seed.
 
     Every cost of quality over the whole data is a result; lower is better in all. `organization` is who measured,
-    `relationship` what that is to the model: first_party, third_party, collaborative or other.
+    `relationship` what that is to the model: first_party, third_party, collaborative or other. Arms whose models have
+    the same name are told apart by digits behind it.
     """
-    models: dict[str, list[Attempt]] = {}
+    models: dict[tuple[str, str], list[Attempt]] = {}
     for cell in run.cells.values():
         what = part(cell.closing.spec, "measurement").get("what")
         if what in ANSWERS and cell.closing.status == "measured":
-            models.setdefault(_model_name(cell), []).append(cell)
+            models.setdefault((_model_name(cell), arm(cell.closing.spec)), []).append(cell)
     when = _when(run)
     source = {
         "source_name": "qbench",
@@ -35,7 +37,11 @@ def documents(run: Run, organization: str, relationship: str = "other") -> dict[
         "source_organization_name": organization,
         "evaluator_relationship": relationship,
     }
-    return {name: _document(name, cells, source, when) for name, cells in models.items()}
+    called = Counter(name for name, _ in models)
+    named = {
+        name if called[name] == 1 else f"{name}-{digest.of(own)[:8]}": cells for (name, own), cells in models.items()
+    }
+    return {name: _document(name, cells, source, when) for name, cells in named.items()}
 
 
 def _document(name: str, cells: Sequence[Attempt], source: Mapping[str, Any], when: datetime) -> dict[str, Any]:

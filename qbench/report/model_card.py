@@ -10,6 +10,7 @@ import yaml
 
 from qbench.metrics.catalog import METRICS
 from qbench.report.words import HUB, UNQUANTIZED, number, treatment
+from qbench.results import digest
 from qbench.results.record import DIGITS, Attempt, Record
 from qbench.results.run import Run, arm, part
 
@@ -126,8 +127,10 @@ def _row(spec: Mapping[str, Any], records: Sequence[Record], plain: Sequence[Rec
 
 
 def _asked(spec: Mapping[str, Any]) -> tuple[object, ...]:
+    """What is answered, whatever is quantized: the same windows of the same length, made alike from the same data."""
     measurement = part(spec, "measurement")
-    return part(spec, "data").get("digest"), measurement.get("windows"), measurement.get("split")
+    read = (measurement.get("windows"), measurement.get("split"), digest.of(dict(part(measurement, "passage"))))
+    return part(spec, "data").get("digest"), part(spec, "model").get("context"), *read
 
 
 def _mean(records: Sequence[Record], metric: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from qbench.results import digest
 from qbench.results.files import cannot_write, whole
-from qbench.results.record import Attempt, Closing
+from qbench.results.record import Attempt, Closing, printable
 from qbench.results.run import Row, Run, common, part, rows
 
 Line = Mapping[str, Any]
@@ -70,7 +70,7 @@ def write_parquet(table: Iterable[Line], path: Path) -> None:
     """Typed columns, lines in the given order; the same table gives the same bytes with the same DuckDB."""
     import duckdb
 
-    text = path.with_name(f"{path.name}.jsonl")
+    text = path.with_name(f"{path.stem}.jsonl.tmp")  # a draft beside a draft, swept as one where it is left behind
     try:
         _to_text(write_jsonl, table, text)
         # One thread: several would cut the row groups differently each time.
@@ -111,7 +111,8 @@ def _line(row: Mapping[str, Any], unit: str, status: str) -> Line:
     own["quantizer"] = row["quantizer"] or row["treatment"]
     told = [row[name] for name in ("cell", "kind", "site", "quantizer", "step", "metric")]
     own["record_id"] = digest.of([*told, *filter(None, [row["slice"]])])[:16]
-    return {name: _printable(own.get(name, row.get(name))) for name in COLUMNS}
+    told = {name: own.get(name, row.get(name)) for name in COLUMNS}
+    return {name: printable(value) if isinstance(value, str) else value for name, value in told.items()}
 
 
 def _unmeasured(closing: Closing) -> dict[str, Any]:
@@ -131,11 +132,6 @@ def _unmeasured(closing: Closing) -> dict[str, Any]:
         "n": 0,
         "samples": "",
     }
-
-
-def _printable(value: Any) -> Any:
-    """Text without halves of characters, which come from file names that are no UTF-8 and which no file can hold."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _inert(value: Any) -> Any:

@@ -52,8 +52,10 @@ def sync_folder(folder: Path) -> None:
 def whole(path: Path) -> Generator[Path, None, None]:
     """A temporary path beside `path` that takes its place at the end, and leaves no trace after an error.
 
-    What a writer that was killed has left is swept by the next one.
+    What a writer that was killed has left is swept by the next one. CannotWrite where `path` is a folder.
     """
+    if not path.name or path.is_dir():
+        raise CannotWrite(f"cannot write {path}: it is a folder; name a file")
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _sweep(path)
     try:

@@ -98,7 +98,13 @@ def escape(text: str) -> str:
 
 
 def _entries(lines: Iterable[Line], layout: Layout, interval: Interval) -> dict[Place, Entry]:
-    wanted = [line for line in lines if all(_text(line[name]) == value for name, value in layout.where.items())]
+    # A slice's number stands beside that of the whole, of which it is a part; only who asks for slices sees them.
+    sliced = "slice" in (layout.rows, layout.cols, *layout.where)
+    wanted = [
+        line
+        for line in lines
+        if (sliced or not line["slice"]) and all(_text(line[name]) == value for name, value in layout.where.items())
+    ]
     measured = [line for line in wanted if line["status"] == "measured" and line["metric"] == layout.metric]
     if not measured:
         asked = ", ".join(f"{name}={value}" for name, value in layout.where.items()) or "no condition"

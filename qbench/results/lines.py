@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from qbench.results.record import SCHEMA, STATUSES, Attempt, Closing, Record, stored, unread
+from qbench.results.record import SCHEMA, STATUSES, Attempt, Closing, Record, printable, stored, unread
 
 RECORDS = "records.jsonl"
 T = TypeVar("T")
@@ -40,7 +40,8 @@ class Log:
 
 
 def encode(closing: Closing, records: Sequence[Record]) -> bytes:
-    """All lines of one attempt, the closing line last; ValueError or TypeError where JSON cannot hold them."""
+    """All lines of one attempt, the closing line last; ValueError or TypeError where they could not be read back."""
+    _named(closing.cell, closing.question, closing.spec)
     lines = [_line("record", _filled(stored(record))) for record in records]
     lines.append(_line("cell", {"schema": SCHEMA} | {one.name: getattr(closing, one.name) for one in fields(closing)}))
     return "".join(lines).encode()
@@ -169,9 +170,23 @@ def _closing(raw: dict[str, Any]) -> Closing:
     _typed(raw, _CLOSING_TYPES)
     if raw["status"] not in STATUSES:
         raise ValueError(f"status {raw['status']!r} is none of {', '.join(STATUSES)}")
+    _named(raw["cell"], raw["question"], raw["spec"])
+    raw["error"] = printable(raw.get("error", ""))
     for name in ("log", "warnings"):
         raw[name] = _texts(raw.get(name, []))
     return Closing(**raw)
+
+
+def _named(cell: str, question: str, spec: Mapping[str, Any]) -> None:
+    """What identifies a cell is whole text, which pages and tables can hold, and its seed is a number or none."""
+    seed = spec.get("seed")
+    if seed is not None and type(seed) is not int:
+        raise ValueError(f"seed cannot be {str(seed)[:80]!r}")
+    try:
+        json.dumps([cell, question, spec], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise BadRecords(f"cell {printable(cell)[:20]}: its spec holds half a character ({half})") from None
 
 
 def _attempt(closing: Closing, pending: Sequence[Record]) -> Attempt:
@@ -209,7 +224,7 @@ def _interval(ends: Any) -> tuple[float, float]:
 def _texts(raw: Any) -> tuple[str, ...]:
     if not all(isinstance(text, str) for text in raw):
         raise ValueError(f"lines of text expected, found {str(raw)[:80]}")
-    return tuple(raw)
+    return tuple(map(printable, raw))
 
 
 def _is_text(value: Any) -> bool:

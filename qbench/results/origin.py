@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -113,7 +113,64 @@ def read(folder: str | Path) -> dict[str, Any]:
         raise BadManifest(f'{path}: "sessions" must be a list')
     if manifest.get("schema") != SCHEMA:
         raise BadManifest(f"{path}: {unread(manifest.get('schema'), SCHEMA)}")
+    for number, session in enumerate(manifest["sessions"]):
+        if fault := _fault(session):
+            raise BadManifest(f"{path}: session {number + 1}: {fault}")
     return manifest
+
+
+def _fault(session: Any) -> str:
+    """What a session has that qbench does not write; keys that are missing, or not known, are let be."""
+    if not isinstance(session, dict):
+        return f"{str(session)[:80]!r} is no session"
+    wrong = [name for name, value in session.items() if name in _OF_SESSION and not _OF_SESSION[name](value)]
+    return f"{wrong[0]} cannot be {str(session[wrong[0]])[:80]!r}" if wrong else ""
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < 2**63)
+
+
+def _are(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(type(one) is kind for one in value)
+
+
+def _is_cost(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        _ = value is None or datetime.fromisoformat(value).timestamp()
+    except (TypeError, ValueError, OverflowError, OSError):
+        return False
+    return True
+
+
+def _are_revisions(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        one is None or (isinstance(one, dict) and isinstance(one.get("commit", ""), str)) for one in value.values()
+    )
+
+
+_OF_SESSION: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("asked", "gpus"), _are(str)),
+    **dict.fromkeys(("suite", "device"), _is_text),
+    **dict.fromkeys(("options", "data", "models", "versions", "machine", "cells"), _is_map),
+    **dict.fromkeys(("started", "finished"), _is_time),
+    "seeds": _are(int),
+    "threads": _is_number,
+    "revisions": _are_revisions,
+    "cost": _is_cost,
+}
 
 
 def versions() -> dict[str, str]:

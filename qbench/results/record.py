@@ -30,6 +30,15 @@ def unread(schema: object, ours: int = SCHEMA) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """Text without halves of characters, which come from file names that are no UTF-8 and which no file can hold.
+
+    >>> printable("a\\udcffb")
+    'a\\\\udcffb'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One set of numbers: what was measured at one place of one cell.

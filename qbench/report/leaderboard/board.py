@@ -1,13 +1,14 @@
 """The whole leaderboard as a value: groups, their ranked rows, and what was replaced."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qbench.report.leaderboard import front
 from qbench.report.leaderboard.check import Checked
 from qbench.report.leaderboard.entries import Entry, entries
 from qbench.report.leaderboard.groups import Group
+from qbench.report.leaderboard.hostile import plain
 from qbench.report.leaderboard.ranks import ranks
 
 
@@ -60,17 +61,44 @@ def _ranked(rows: Sequence[Entry]) -> tuple[Entry, ...]:
 
 
 def refused(checks: Sequence[Checked]) -> dict[str, str]:
-    """Names that stand twice, and submissions that want to replace what is not theirs."""
+    """Names that stand twice, submissions that want to replace what is not theirs, and those that give no rows."""
     names = [one.name for one in checks]
     wrong = {
         name: "two folders have this name; a name stands for one submission" for name in names if names.count(name) > 1
     }
+    wrong |= {one.name: fault for one in checks if one.accepted and (fault := _rowless(one))}
     who = {one.name: one.submission.who for one in checks if one.submission is not None}
-    for one in checks:
-        for target in one.submission.supersedes if one.submission is not None else ():
-            if target.submission == one.name or who.get(target.submission, who.get(one.name)) != who.get(one.name):
-                wrong[one.name] = f"cannot supersede {target.submission}, which is not by {who[one.name]}"
+    targets = {one.name: _targets(one) for one in checks}
+    for name, aims in targets.items():
+        for target in aims:
+            if target == name or who.get(target, who.get(name)) != who.get(name):
+                wrong[name] = f"cannot supersede {target}, which is not by {who[name]}"
+            elif name in _reached(target, targets):
+                wrong[name] = f"cannot supersede {target}, which supersedes it"
     return wrong
+
+
+def _rowless(checked: Checked) -> str:
+    """Why no rows can be made of it: what no check foresaw is this submission's fault, and not everybody's."""
+    try:
+        entries(checked)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        return plain(f"no rows can be made of it: {type(error).__name__}: {error}")
+    return ""
+
+
+def _targets(checked: Checked) -> list[str]:
+    return [target.submission for target in checked.submission.supersedes] if checked.submission is not None else []
+
+
+def _reached(name: str, targets: Mapping[str, Sequence[str]]) -> set[str]:
+    """What `name` supersedes, and what that does."""
+    found, open_ = set[str](), [name]
+    while open_:
+        new = set(targets.get(open_.pop(), ())) - found
+        found |= new
+        open_ += new
+    return found
 
 
 def _corrections(accepted: Sequence[Checked]) -> list[Correction]:

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qbench.report.leaderboard import complete, hostile, plausible, reproduction, shape, submission
+from qbench.report.leaderboard import complete, hostile, plausible, reproduction, rows, shape, submission
 from qbench.report.leaderboard.submission import Submission
 from qbench.results.run import Run
 
 SHOWN = 50
+LONGEST = 400  # letters of a fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class Checked:
 def check(folder: str | Path) -> Checked:
     """Read a folder that anybody may have sent; nothing in it makes this raise or take more than bounded time."""
     folder = Path(folder)
-    name = folder.resolve().name
+    name = hostile.name(folder)
     found = hostile.faults(folder)
     if found:
         return Checked(name=hostile.plain(name), faults=_limited(found))
@@ -44,7 +45,14 @@ def check(folder: str | Path) -> Checked:
     if run is None:
         return Checked(name=name, submission=made, faults=_limited([*unsigned, *found]))
     label, contradictions = _label(folder, made, run)
-    doubts = [*unsigned, *contradictions, *complete.faults(run), *plausible.faults(run), *_unranked(run)]
+    doubts = [
+        *unsigned,
+        *contradictions,
+        *_unranked(run),
+        *complete.faults(run),
+        *plausible.faults(run),
+        *rows.faults(run),
+    ]
     return Checked(name=name, submission=made, run=run, faults=_limited(doubts), label=label)
 
 
@@ -62,7 +70,7 @@ def _unranked(run: Run) -> Iterator[str]:
 
 
 def _limited(faults: Iterable[str]) -> tuple[str, ...]:
-    found: Sequence[str] = list(dict.fromkeys(faults))
+    found: Sequence[str] = list(dict.fromkeys(hostile.plain(fault, LONGEST) for fault in faults))
     left = len(found) - SHOWN
     return (*found[:SHOWN], f"and {left} more") if left > 0 else tuple(found)
 
@@ -81,7 +89,7 @@ def as_markdown(checks: Sequence[Checked]) -> str:
     """The same as a comment under a pull request; what a submission says is code, so that nothing in it is markup."""
     parts: list[str] = []
     for one in checks:
-        verdict = f"accepted, {one.label}" if one.accepted else f"refused, {len(one.faults)} faults"
+        verdict = f"accepted, {_code(one.label)}" if one.accepted else f"refused, {len(one.faults)} faults"
         parts.append(f"### {_code(one.name)}: {verdict}\n")
         parts += [f"- {_code(fault)}" for fault in one.faults]
         parts += [""] if one.faults else []
@@ -89,4 +97,4 @@ def as_markdown(checks: Sequence[Checked]) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`` {text.replace('`', 'ˋ')} ``"
+    return f"`` {hostile.plain(text, LONGEST).replace('`', 'ˋ')} ``"

@@ -48,7 +48,8 @@ def _missing(run: Run) -> Iterator[str]:
         yield f"{len(lost)} of {len(asked)} cells are missing, such as {plain(lost[0], 20)}; finish the run"
     for closing in run.failed:
         if closing.status == "failed":
-            yield f"cell {closing.cell} failed ({plain(closing.error, 80)}); run it again, or leave it out of the suite"
+            cell, error = plain(closing.cell, 20), plain(closing.error, 80)
+            yield f"cell {cell} failed ({error}); run it again, or leave it out of the suite"
 
 
 def _seeds(run: Run) -> Iterator[str]:
@@ -75,11 +76,11 @@ def _evidence(run: Run) -> Iterator[str]:
             if record.samples:
                 yield from _recomputed(run, attempt, record)
             elif judged and not record.slice:
-                yield f"cell {attempt.closing.cell}: a loss without the evidence behind it"
+                yield f"cell {plain(attempt.closing.cell, 20)}: a loss without the evidence behind it"
 
 
 def _recomputed(run: Run, attempt: Attempt, record: Record) -> Iterator[str]:
-    cell = attempt.closing.cell
+    cell = plain(attempt.closing.cell, 20)
     try:
         vectors = run.evidence(record.samples)
     except BadEvidence as error:

@@ -1,20 +1,19 @@
 """Rows of the leaderboard: one model under one treatment, over its seeds, in the group that it may be ranked in."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import fmean, stdev
 from typing import Any
 
 from qbench.report.leaderboard.check import Checked
-from qbench.report.leaderboard.groups import UNTOUCHED, Group, group
+from qbench.report.leaderboard.groups import UNTOUCHED, Group
 from qbench.report.leaderboard.hostile import plain
+from qbench.report.leaderboard.rows import Found, Key, rows
 from qbench.results.record import Attempt, Record
 from qbench.results.run import arm, part
 from qbench.stats.interval import mean_interval
 
-METRICS = ("loss", "error_rate", "task_error/acc_norm", "task_error/acc", "task_error/exact_match", "task_error/f1")
 STORED_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}  # what a model here is trained in: float32
 UNKNOWN = (-inf, inf)
 
@@ -69,24 +68,7 @@ class Entry:
         return self.group.scope == UNTOUCHED
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """One cell of a row: its whole record."""
-
-    attempt: Attempt
-    record: Record
-    metric: str
-
-    @property
-    def value(self) -> float:
-        return self.record.values[self.metric]
-
-    @property
-    def seed(self) -> int:
-        return self.attempt.closing.spec["seed"]
-
-
-Rows = Sequence[_Found]
+Rows = Sequence[Found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,36 +83,11 @@ class _Run:
 def entries(checked: Checked) -> list[Entry]:
     """All rows of an accepted submission."""
     assert checked.run is not None
-    found: dict[tuple[Group, str, str], list[_Found]] = defaultdict(list)
-    for attempt in checked.run.cells.values():
-        for record, metric in _ranked(attempt):
-            key = group(attempt, metric), arm(attempt.closing.spec), quantizer(attempt)
-            found[key].append(_Found(attempt, record, metric))
-    baselines = {(name, key): rows for (key, name, _), rows in found.items() if key.scope == UNTOUCHED}
+    found = rows(checked.run)
+    baselines = {(name, key): cells for (key, name, _), cells in found.items() if key.scope == UNTOUCHED}
     run = _Run(checked, baselines, _parameters(checked.run.cells.values()))
     sole = len({name for _, name, _ in found}) == 1
-    return [_entry(run, key, rows, sole) for key, rows in found.items()]
-
-
-def _ranked(attempt: Attempt) -> Iterator[tuple[Record, str]]:
-    """The record of a cell as a whole, and the metric that it is ranked by."""
-    what = part(attempt.closing.spec, "measurement").get("what")
-    if attempt.closing.status != "measured" or what not in ("loss", "task"):
-        return
-    for record in attempt.records:
-        if record.slice or record.site or record.step is not None:
-            continue
-        metric = next((name for name in METRICS if name in record.values), None)
-        if metric is not None:
-            yield record, metric
-            return
-
-
-def quantizer(attempt: Attempt) -> str:
-    """What is assigned, the same words for all that assign the same."""
-    assigned = part(attempt.closing.spec, "measurement", "treatment", "assign")
-    names = [str(assigned[place]) for place in sorted(assigned)]
-    return plain(" + ".join(names if len(set(names)) > 1 else names[:1]), 120) or "none"
+    return [_entry(run, key, cells, sole) for key, cells in found.items()]
 
 
 def _parameters(cells: Iterable[Attempt]) -> dict[str, int]:
@@ -146,17 +103,17 @@ def _parameters(cells: Iterable[Attempt]) -> dict[str, int]:
     return found
 
 
-def _entry(run: _Run, key: tuple[Group, str, str], rows: Rows, sole: bool) -> Entry:
+def _entry(run: _Run, key: Key, cells: Rows, sole: bool) -> Entry:
     group, name, treatment = key
     submission, manifest = run.checked.submission, run.checked.run and run.checked.run.manifest
     assert submission is not None
     assert manifest is not None
-    records = [one.record for one in rows]
-    low, high = _interval([one.value for one in rows], records[0].intervals.get(group.metric))
-    session, spec = manifest["sessions"][-1], rows[0].attempt.closing.spec
+    records = [one.record for one in cells]
+    low, high = _interval([one.value for one in cells], records[0].intervals.get(group.metric))
+    session, spec = manifest["sessions"][-1], cells[0].attempt.closing.spec
     baseline = run.baselines.get((name, group.setting), ())
     own = [one.value for one in baseline]
-    increase, reach = (None, UNKNOWN) if group.scope == UNTOUCHED else _increase(rows, baseline)
+    increase, reach = (None, UNKNOWN) if group.scope == UNTOUCHED else _increase(cells, baseline)
     return Entry(
         group=group,
         submission=run.checked.name,
@@ -164,7 +121,7 @@ def _entry(run: _Run, key: tuple[Group, str, str], rows: Rows, sole: bool) -> En
         licence=submission.licence,
         model=submission.model if sole else plain(f"{submission.model}: {name}", 200),
         quantizer=treatment,
-        value=fmean(one.value for one in rows),
+        value=fmean(one.value for one in cells),
         low=low,
         high=high,
         increase=increase,
@@ -174,7 +131,7 @@ def _entry(run: _Run, key: tuple[Group, str, str], rows: Rows, sole: bool) -> En
         bits_model=_mean(records, "bits_per_value/model"),
         bytes=_bytes(records, part(spec, "model"), run.parameters.get(name)),
         n=sum(record.n for record in records),
-        seeds=tuple(sorted(one.seed for one in rows)),
+        seeds=tuple(sorted(one.seed for one in cells)),
         seed_floor=stdev(own) if len(own) > 1 else None,
         window_floor=_mean(records, "floor/window") or _mean([one.record for one in baseline], "floor/window"),
         numerical_floor=_mean([one.record for one in baseline], "floor/numerical"),
@@ -192,18 +149,18 @@ def _interval(values: Sequence[float], of_windows: Ends | None) -> Ends:
     return of_windows or UNKNOWN
 
 
-def _increase(rows: Rows, baseline: Rows) -> tuple[float | None, Ends]:
+def _increase(cells: Rows, baseline: Rows) -> tuple[float | None, Ends]:
     """The cost of quantizing and its interval, seed by seed; that over windows where there is one seed."""
     before = {one.seed: one.value for one in baseline}
     costs = [
         one.record.values["loss_increase"]
         if one.metric == "loss" and "loss_increase" in one.record.values
         else one.value - before.get(one.seed, -inf)
-        for one in rows
+        for one in cells
     ]
     if inf in costs:
         return None, UNKNOWN
-    return fmean(costs), _interval(costs, rows[0].record.intervals.get("loss_increase"))
+    return fmean(costs), _interval(costs, cells[0].record.intervals.get("loss_increase"))
 
 
 def _mean(records: Iterable[Record], metric: str) -> float | None:

@@ -73,7 +73,7 @@ def _budget(spec: Mapping[str, Any]) -> str:
     counts = [training.get("steps"), training.get("batch"), context]
     if not training or not all(type(count) is int for count in counts):
         return "not trained here"
-    return f"trained on {counts[0]} × {counts[1]} × {counts[2]} tokens"
+    return plain(f"trained on {counts[0]} × {counts[1]} × {counts[2]} tokens", 80)
 
 
 def _estimator(spec: Mapping[str, Any]) -> str:

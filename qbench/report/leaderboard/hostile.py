@@ -28,16 +28,23 @@ _EVIDENCE_FILE = re.compile(r"[0-9a-f]{16}\.safetensors")
 _IGNORED = frozenset({"report.html", "README.md", ".lock", "records.torn"})  # beside a run; never read
 
 
+def name(folder: Path) -> str:
+    """What a submission is called; a link has its own name, so that it cannot pass for what it leads to."""
+    return folder.name if folder.is_symlink() else folder.resolve().name
+
+
 def faults(folder: Path) -> list[str]:
     """What forbids reading `folder` at all: links, strange files, files or lines too large; nothing is parsed."""
-    name = folder.resolve().name
-    if not _ID.fullmatch(name):
-        return [f"the folder is called {plain(name)!r}; a submission is named by lower-case letters, digits, hyphens"]
+    if folder.is_symlink():
+        return ["is a symbolic link; a submission is a folder of its own"]
+    if not _ID.fullmatch(called := name(folder)):
+        return [f"the folder is called {plain(called)!r}; a submission is named by lower-case letters, digits, hyphens"]
     try:
         found = list(_entries(folder))
     except OSError as error:
         return [f"cannot be read: {error.strerror or error}"]
-    wrong = [*(f"{name} is missing" for name in NEEDED if name not in {path for path, _ in found}), *_strange(found)]
+    there = {path for path, _ in found}
+    wrong = [*(f"{path} is missing" for path in NEEDED if path not in there), *_strange(found)]
     if wrong:
         return wrong
     return list(_long_lines(folder / RECORDS))

@@ -8,6 +8,7 @@ from qbench.quant.family import STORAGES
 from qbench.quant.spec import QuantizerName, QuantizerSpec
 from qbench.quant.spelling import parse
 from qbench.report.leaderboard.hostile import plain
+from qbench.report.leaderboard.rows import METRICS
 from qbench.results import digest
 from qbench.results.record import Attempt, Record
 from qbench.results.run import Run, arm, part
@@ -17,6 +18,15 @@ from qbench.results.run import Run, arm, part
 ENTROPY_FLOOR = 0.3  # bits per byte
 LEAST_LOSS = 1e-3  # nats; a model that is surer than this has seen the text
 WIDEST = 2**20  # values in a token or a row of a weight
+LARGEST = 1e15  # of any number in a row; a mean over all seeds stays finite, and tables can hold it
+MOST_BITS = 2.0**10  # a value: a tensor of a few values may be all padding, scales and levels
+MOST_SAMPLES = 2**40
+ENDS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys((*METRICS, "loss_increase", "kld"), (-LARGEST, LARGEST)),
+    **dict.fromkeys(("floor/window", "floor/numerical"), (0.0, LARGEST)),
+    "bits_per_value/model": (0.0, MOST_BITS),
+    "bytes/model": (0.0, 2.0**53),
+}
 ZERO = ("relative_error", "kld", "top1_changed", "loss_increase")
 
 
@@ -24,7 +34,12 @@ def faults(run: Run) -> Iterator[str]:
     for attempt in run.cells.values():
         spec, cell = attempt.closing.spec, attempt.closing.cell
         for record in attempt.records:
-            for text in (*_too_good(record, spec), *_too_few_bits(record, spec), *_no_error(record, spec)):
+            for text in (
+                *_no_number(record),
+                *_too_good(record, spec),
+                *_too_few_bits(record, spec),
+                *_no_error(record, spec),
+            ):
                 yield f"cell {plain(cell, 20)}: {text}"
         if twice := _twice(attempt.records):
             yield f"cell {plain(cell, 20)}: {twice} records are of the same place, quantizer and step"
@@ -32,6 +47,22 @@ def faults(run: Run) -> Iterator[str]:
             yield f"cell {plain(cell, 20)}: a measured loss without a number"
     yield from _increases(run)
     yield from _copied(run)
+
+
+def _no_number(record: Record) -> Iterator[str]:
+    """What rows are made of lies within bounds, intervals included; one number too large would stop every table."""
+    told = {name: record.values[name] for name in ENDS if name in record.values}
+    for name, value in told.items():
+        low, high = ENDS[name]
+        if not low <= value <= high:
+            yield f"{name} cannot be {value:.6g}; allowed: {low:.6g} to {high:.6g}"
+    for name, (low, high) in record.intervals.items():
+        if name in told and not -LARGEST <= low <= high <= LARGEST:
+            yield f"the interval of {name} cannot be {low:.6g} to {high:.6g}"
+    if record.bits_per_value is not None and not 0 <= record.bits_per_value <= MOST_BITS:
+        yield f"a value cannot have {record.bits_per_value:.6g} bits; allowed: 0 to {MOST_BITS:.6g}"
+    if record.n > MOST_SAMPLES:
+        yield f"{record.n} samples are more than anybody has measured"
 
 
 def _answered(attempt: Attempt) -> bool:
@@ -138,14 +169,22 @@ def _twice(records: tuple[Record, ...]) -> int:
 
 
 def _copied(run: Run) -> Iterator[str]:
-    """Two seeds, or two models, of which one question has the very same numbers: a copy, not a measurement."""
+    """Two seeds, or two models, of which one question has the very same numbers: a copy, not a measurement.
+
+    What a treatment is called, and the name that a cell has for its question, do not make it another.
+    """
     seen: dict[tuple[str, str], list[str]] = defaultdict(list)
     for attempt in run.cells.values():
         spec = attempt.closing.spec
         if part(spec, "measurement").get("what") != "loss" or spec.get("training") is None or not attempt.records:
             continue
         numbers = digest.of([dict(record.values) for record in attempt.records])
-        seen[attempt.closing.question, numbers].append(f"{arm(spec)}, seed {spec['seed']}")
-    for who in seen.values():
+        seen[_question(spec), numbers].append(f"{arm(spec)}, seed {spec['seed']}")
+    for who in map(list, map(dict.fromkeys, seen.values())):
         if len(who) > 1:
             yield f"{plain(who[0], 80)} and {plain(who[1], 80)} have the very same numbers; one is a copy"
+
+
+def _question(spec: Mapping[str, Any]) -> str:
+    asked = dict(part(spec, "measurement")) | {"treatment": part(spec, "measurement", "treatment").get("assign")}
+    return digest.of([part(spec, "data").get("digest"), asked])

@@ -157,13 +157,13 @@ def _contradictions(found: Reproduction, folder: Path, run: Run) -> list[str]:
     ours = {one.closing.cell: one for one in ranked(run)}
     faults: list[str] = []
     for one in found.cells:
-        cell = ours.get(one.cell)
+        name, cell = f"{REPRODUCED}: cell {plain(one.cell, 20)}", ours.get(one.cell)
         if cell is None or value(cell) != one.was or not isfinite(one.found):
-            faults.append(f"{REPRODUCED}: cell {plain(one.cell, 20)} is not what the records hold")
+            faults.append(f"{name} is not what the records hold")
         elif one.floor > max(floor(run, cell, same_weights)[0] for same_weights in (True, False)) * (1 + 1e-9):
-            faults.append(f"{REPRODUCED}: cell {one.cell} claims a noise floor of {one.floor:.3g}, more than the run's")
+            faults.append(f"{name} claims a noise floor of {one.floor:.3g}, more than the run's")
         elif abs(one.was - one.found) > one.floor:
-            faults.append(f"{REPRODUCED}: cell {one.cell} does not agree: {one.was:.6g}, then {one.found:.6g}")
+            faults.append(f"{name} does not agree: {one.was:.6g}, then {one.found:.6g}")
     if len({one.cell for one in found.cells}) != len(found.cells) or found.of != len(ours):
         faults.append(f"{REPRODUCED}: its counts of cells are not those of the run")
     return faults
