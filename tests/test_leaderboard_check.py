@@ -311,7 +311,7 @@ def test_evidence_of_a_type_that_numpy_lacks_is_a_fault(folder: Path) -> None:
     (folder / "evidence" / f"{name}.safetensors").write_bytes(data)
     rows = lines(folder)
     rows[0]["samples"] = name
-    assert "cannot be read ('BF16')" in "\n".join(store(folder, rows).faults)
+    assert "vectors of type 'BF16', which numpy does not have" in "\n".join(store(folder, rows).faults)
 
 
 def test_edited_files_are_not_what_was_submitted(folder: Path) -> None:

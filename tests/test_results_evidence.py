@@ -53,14 +53,22 @@ def test_views_are_stored_as_they_look(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back["big end"], x)
 
 
-@pytest.mark.parametrize(("kind", "size"), [("BF16", 2), ("F8_E4M3", 1), ("F8_E5M2", 1), ("U9", 1)])
-def test_a_type_that_numpy_lacks_is_said(tmp_path: Path, kind: str, size: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "size", "said"),
+    [
+        ("BF16", 2, "BF16.*numpy does not have"),
+        ("F8_E4M3", 1, "F8_E4M3.*numpy does not have"),
+        ("F8_E5M2", 1, "F8_E5M2.*numpy does not have"),
+        ("U9", 1, "unknown variant"),
+    ],
+)
+def test_a_type_that_numpy_lacks_is_said(tmp_path: Path, kind: str, size: int, said: str) -> None:
     header = json.dumps({"loss": {"dtype": kind, "shape": [4], "data_offsets": [0, 4 * size]}}).encode()
     data = struct.pack("<Q", len(header)) + header + bytes(4 * size)
     name = digest.of_bytes(data)[:16]
     (tmp_path / "evidence").mkdir()
     (tmp_path / "evidence" / f"{name}.safetensors").write_bytes(data)
-    with pytest.raises(BadEvidence, match="cannot be read"):
+    with pytest.raises(BadEvidence, match=said):
         evidence.load(tmp_path, name)
 
 

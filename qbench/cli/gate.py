@@ -5,9 +5,8 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePath
-from typing import Any
 
-from qbench.cli.main import ERROR, GOOD, UsageError
+from qbench.cli.main import ERROR, GOOD, UsageError, parser
 from qbench.gate import baseline as baselines
 from qbench.gate import outputs, replay, selftest
 from qbench.gate.finding import Verdict
@@ -18,15 +17,11 @@ from qbench.gate.verdict import errored, judge
 
 ONE_OF = ("candidate", "replay", "self_test", "model")
 VERDICT = ("candidate", "model")
-# Options that only some ways of judging understand, with what they are when nobody gave them.
-ONLY: Mapping[str, tuple[Any, tuple[str, ...]]] = {
-    **dict.fromkeys(("baseline", "anchor", "out"), (None, VERDICT)),
-    "format": ("text", VERDICT),
-    "keep": (None, ("self_test",)),
-    **dict.fromkeys(("data", "run"), (None, ("model",))),
-    "look": (1, ("model",)),
-    "device": ("auto", ("model",)),
-    "trust_remote_code": (False, ("model",)),
+# Options that only some ways of judging understand.
+ONLY: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("baseline", "anchor", "out", "format"), VERDICT),
+    **dict.fromkeys(("data", "run", "look", "device", "trust_remote_code"), ("model",)),
+    "keep": ("self_test",),
 }
 
 
@@ -74,8 +69,9 @@ def pack(options: argparse.Namespace) -> int:
 
 
 def _refuse(options: argparse.Namespace, way: str) -> None:
-    for name, (default, ways) in ONLY.items():
-        if way not in ways and getattr(options, name) != default:
+    unasked = parser().parse_args(["gate", options.policy])
+    for name, ways in ONLY.items():
+        if way not in ways and getattr(options, name) != getattr(unasked, name):
             fitting = " or ".join(map(_spelled, ways))
             raise UsageError(f"{_spelled(name)} does not apply to {_spelled(way)}; it goes with {fitting}")
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import SystemRandom
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from qbench.cli.main import ERROR, GOOD, NO, UsageError
 from qbench.report.leaderboard import reproduction
@@ -65,7 +64,7 @@ def _admissible(checked: Checked) -> Run:
     faults = [fault for fault in checked.faults if REPRODUCED not in fault]
     if checked.run is None or faults:
         raise UsageError("\n  ".join(["this submission cannot be reproduced as it is", *faults]))
-    if part(checked.run.manifest["sessions"][-1], "options").get("plugin"):
+    if part(checked.run.session, "options").get("plugin"):
         raise UsageError("it was measured with plugins, which are not part of a submission and are not run")
     return checked.run
 
@@ -93,7 +92,7 @@ def _measure(run: Run, chosen: Sequence[Attempt], options: argparse.Namespace, s
 
 def _plan(run: Run, options: argparse.Namespace, scratch: Path) -> Plan:
     """The manifest's suite, from a file beside its data where given; overrides on the command line go last."""
-    session = run.manifest["sessions"][-1]
+    session = run.session
     asked = part(session, "options")
     given = [*(str(one) for one in asked.get("overrides") or []), *options.overrides]
     overrides = {key: value for key, _, value in (one.partition("=") for one in given)}
@@ -128,7 +127,7 @@ def _same_weights(run: Run, was: Attempt, found: _Measured) -> bool:
     """Whether both measured the very same model: by the digest of its weights."""
     spec = was.closing.spec
     name = f"{arm(spec)}/{spec['seed']}"
-    session: Mapping[str, Any] = run.manifest["sessions"][-1]
+    session = run.session
     submitted = part(session, "models").get(name)
     return spec.get("training") is None or (submitted is not None and submitted == found.models.get(name))
 

@@ -61,8 +61,7 @@ def _results(path: Path) -> Results:
 
 def _task(name: str, results: Results, path: Path) -> Imported:
     config = _part(results["configs"], name)
-    said = _said(_part(results["results"], name))
-    filtered = next(iter(said), "").partition(",")[2]
+    filtered, said = _said(_part(results["results"], name))
     samples = _samples(name, path, filtered)
     costs = list(_costs(config, samples)) if samples else list(_summary(said))
     if not costs:
@@ -100,11 +99,12 @@ def _part(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
-def _said(results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`metric,filter` -> value, of the task's first filter: others judge the same answers once more."""
+def _said(results: Mapping[str, Any]) -> tuple[str, Mapping[str, float]]:
+    """The task's first filter, and its values by metric: other filters judge the same answers once more."""
     found = {key: value for key, value in results.items() if "," in key and isinstance(value, int | float)}
     first = next(iter(found), "").partition(",")[2]
-    return {key: value for key, value in found.items() if key.partition(",")[2] == first}
+    split = {key: key.partition(",") for key in found}
+    return first, {metric: found[key] for key, (metric, _, how) in split.items() if how == first}
 
 
 def _samples(name: str, path: Path, filtered: str) -> list[Mapping[str, Any]]:
@@ -141,10 +141,9 @@ def _costs(config: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> I
             yield found
 
 
-def _summary(said: Mapping[str, Any]) -> Iterator[Costs]:
+def _summary(said: Mapping[str, float]) -> Iterator[Costs]:
     """What the results alone say: costs without a number for each document."""
-    for key, value in said.items():
-        metric, _, _ = key.partition(",")
+    for metric, value in said.items():
         if not metric.endswith("_stderr"):
             found = costs_of(metric, [_item(metric, float(value))], "mean", seed=0)
             if found is not None and np.isfinite(found.value):
@@ -164,7 +163,7 @@ def _metrics(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [one for one in listed if isinstance(one, dict) and "metric" in one] if isinstance(listed, list) else []
 
 
-def _check(name: str, costs: Sequence[Costs], said: Mapping[str, Any], path: Path) -> None:
+def _check(name: str, costs: Sequence[Costs], said: Mapping[str, float], path: Path) -> None:
     """Samples of another run would pair windows that have nothing to do with each other."""
     summaries = {one.name: one.value for one in _summary(said)}
     for one in costs:

@@ -68,9 +68,8 @@ class Source:
 
     @property
     def session(self) -> Mapping[str, Any]:
-        """The last one of the manifest; empty where there is none."""
-        sessions = self.run.manifest.get("sessions") or [{}]
-        return sessions[-1] if isinstance(sessions[-1], Mapping) else {}
+        """The last one on the folder; empty where no manifest tells of one."""
+        return self.run.session
 
 
 @contextmanager
@@ -121,19 +120,9 @@ def _source(folder: Path, name: str) -> Source:
     records = folder / RECORDS
     if not records.is_file():
         raise NoRun(f"{name} holds no {RECORDS}; name what `qbench run` or `qbench pack` wrote")
-    manifest = origin.read(folder)
-    run = Run(folder=folder, cells=selected(records, _judged), manifest=manifest)
-    asked = _asked(manifest)
+    run = Run(folder=folder, cells=selected(records, _judged), manifest=origin.read(folder))
+    asked = frozenset(run.session.get("asked") or ()) or None
     return Source(name, _current(run, asked), digest.of_bytes(records.read_bytes()), asked)
-
-
-def _asked(manifest: Mapping[str, Any]) -> frozenset[str] | None:
-    sessions = manifest.get("sessions")
-    last = sessions[-1] if isinstance(sessions, list) and sessions else None
-    asked = last.get("asked") if isinstance(last, Mapping) else None
-    if not isinstance(asked, list) or not asked or not all(isinstance(cell, str) for cell in asked):
-        return None
-    return frozenset(asked)
 
 
 def _current(run: Run, asked: frozenset[str] | None) -> Run:

@@ -125,7 +125,7 @@ def _calibrated(one: Mapping[str, Any]) -> str:
 
 def profile(run: Run) -> str:
     """The variant of the suite that was run, "" for the suite itself."""
-    return str(part(provenance.last_session(run), "options").get("profile") or "")
+    return str(part(run.session, "options").get("profile") or "")
 
 
 def missing(absent: Sequence[str]) -> str:

@@ -146,8 +146,7 @@ def _model_name(cell: Attempt) -> str:
 
 def _when(run: Run) -> datetime:
     """When the last session ended or, if it was killed, began; the epoch where no manifest says."""
-    sessions = run.manifest.get("sessions") or [{}]
-    text = sessions[-1].get("finished") or sessions[-1].get("started")
+    text = run.session.get("finished") or run.session.get("started")
     return datetime.fromisoformat(text) if isinstance(text, str) else datetime.fromtimestamp(0, UTC)
 
 

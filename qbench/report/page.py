@@ -147,7 +147,7 @@ def _answer(run: Run, seen: View, found: Sequence[Effect]) -> dict[str, Any]:
     differences = summary.differences(seen, found)
     return {
         "headline": summary.headline(found),
-        "profile": part(provenance.last_session(run), "options").get("profile"),
+        "profile": part(run.session, "options").get("profile"),
         "effects": found,
         "groups": groups,
         "verdicts": [(verdict, label, MARKS[verdict]) for verdict, label in summary.VERDICTS.items()],

@@ -17,14 +17,8 @@ STDLIB = (
 )
 
 
-def last_session(run: Run) -> Mapping[str, Any]:
-    """The newest session on the folder, empty where the manifest is gone."""
-    sessions = run.manifest.get("sessions") or [{}]
-    return sessions[-1]
-
-
 def suite_text(run: Run) -> str:
-    return str(last_session(run).get("suite", ""))
+    return str(run.session.get("suite", ""))
 
 
 def suite(run: Run) -> Mapping[str, Any]:
@@ -45,7 +39,7 @@ def claims(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def facts(run: Run, seen: View) -> list[tuple[str, str]]:
     """Label and value, in reading order; what is not known is left out."""
-    session = last_session(run)
+    session = run.session
     found = [
         ("suite", _suites(seen)),
         ("cells", _cells(seen, run)),

@@ -49,8 +49,10 @@ def load(folder: str | Path, name: str) -> dict[str, Vector]:
         raise BadEvidence(f"{path} holds other data than was recorded: its digest is {found}")
     try:
         return decode(data)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:  # KeyError: a type that numpy lacks, as BF16
-        raise BadEvidence(f"{path} cannot be read ({error}); its vectors must be of a type that numpy has") from error
+    except KeyError as error:
+        raise BadEvidence(f"{path}: vectors of type {error}, which numpy does not have") from error
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise BadEvidence(f"{path}: {error}") from error
 
 
 def _path(folder: str | Path, name: str) -> Path:

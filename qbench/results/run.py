@@ -124,10 +124,14 @@ class Run:
         return replace(self, cells={cell: attempt for cell, attempt in self.cells.items() if cell in cells})
 
     @property
+    def session(self) -> Mapping[str, Any]:
+        """The last session on the folder; empty where no manifest tells of one."""
+        return (self.manifest.get("sessions") or [{}])[-1]
+
+    @property
     def current(self) -> "Run":
         """The cells that the last session's suite has; all of them where no manifest says which those are."""
-        sessions = self.manifest.get("sessions", [])
-        asked = sessions[-1].get("asked", []) if sessions else []
+        asked = self.session.get("asked")
         return self.only(frozenset(asked)) if asked else self
 
     def evidence(self, samples: str) -> dict[str, Any]:

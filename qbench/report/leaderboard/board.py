@@ -114,5 +114,5 @@ def _corrections(accepted: Sequence[Checked]) -> list[Correction]:
 
 
 def _date(checked: Checked) -> str:
-    session = checked.run.manifest["sessions"][-1] if checked.run is not None else {}
+    session = checked.run.session if checked.run is not None else {}
     return str(session.get("finished") or session.get("started", ""))[:10]

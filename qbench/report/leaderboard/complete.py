@@ -40,7 +40,7 @@ def _named(run: Run) -> Iterator[str]:
 
 
 def _missing(run: Run) -> Iterator[str]:
-    asked = run.manifest["sessions"][-1].get("asked", [])
+    asked = run.session.get("asked", [])
     if not asked:
         yield "the manifest does not say which cells were asked for; run the suite again with this qbench"
     lost = [cell for cell in asked if cell not in run.cells]
@@ -63,7 +63,7 @@ def _seeds(run: Run) -> Iterator[str]:
     for (name, question), seeds in found.items():
         if lost := sorted(of_arm[name] - seeds):
             yield f"{plain(name, 60)}: question {plain(question, 20)} lacks the seeds {lost}"
-    session = run.manifest["sessions"][-1].get("seeds", [])
+    session = run.session.get("seeds", [])
     measured = {seed for seeds in of_arm.values() for seed in seeds}
     if lost := sorted(set(session) - measured):
         yield f"the manifest names the seeds {sorted(session)}, but nothing was measured with {lost}"

@@ -105,12 +105,12 @@ def _parameters(cells: Iterable[Attempt]) -> dict[str, int]:
 
 def _entry(run: _Run, key: Key, cells: Rows, sole: bool) -> Entry:
     group, name, treatment = key
-    submission, manifest = run.checked.submission, run.checked.run and run.checked.run.manifest
+    submission, measured = run.checked.submission, run.checked.run
     assert submission is not None
-    assert manifest is not None
+    assert measured is not None
     records = [one.record for one in cells]
     low, high = _interval([one.value for one in cells], records[0].intervals.get(group.metric))
-    session, spec = manifest["sessions"][-1], cells[0].attempt.closing.spec
+    session, spec = measured.session, cells[0].attempt.closing.spec
     baseline = run.baselines.get((name, group.setting), ())
     own = [one.value for one in baseline]
     increase, reach = (None, UNKNOWN) if group.scope == UNTOUCHED else _increase(cells, baseline)

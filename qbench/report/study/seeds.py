@@ -108,8 +108,7 @@ def not_run(run: Run, seen: View, where: Crossing) -> list[str]:
         if (architecture, optimizer) not in where.main
     ]
     said = [f"Not part of this suite: {listed(absent)}."] if absent else []
-    sessions = run.manifest.get("sessions") or [{}]
-    asked = set(sessions[-1].get("asked") or [])
+    asked = set(run.session.get("asked") or [])
     missing = len(asked - {cell.cell for cell in seen.cells})
     said += [f"{counted(missing, 'cell')} of {len(asked)} were asked for and not answered yet."] if missing else []
     single = [arm.name for arm in seen.arms if len(arm.seeds) == 1 and arm.training is not None]
