@@ -180,8 +180,28 @@ def test_names_from_records_are_inert() -> None:
 def test_a_small_suite_keeps_its_page() -> None:
     source = page.render(quickstart())
     assert "Kurtosis by depth and during training" in source
+    assert "How training went" in source
     assert 'id="seeds"' not in source
     assert "At equal loss" in source  # it has one arm with two schedules
+
+
+def test_losses_of_what_is_not_crossed_are_drawn_by_depth() -> None:
+    def deeper(cell: Closing) -> Closing:
+        free = cell.spec["model"].get("arch") == "residual-free"
+        return replace(cell, spec={**cell.spec, "model": {**cell.spec["model"], "layers": 12}}) if free else cell
+
+    run = quickstart()
+    cells = {name: replace(one, closing=deeper(one.closing)) for name, one in run.cells.items()}
+    for found, depths in ((run, [""]), (replace(run, cells=cells), ["6 layers", "12 layers"])):
+        drawn = view(found)
+        section = courses.losses(drawn, crossing(drawn))
+        assert section is not None
+        [variant] = section.figures[0].variants
+        assert [panel.name for panel in variant.panels] == [f"learning {depth}".strip() for depth in depths]
+        names = {series.name for panel in variant.panels for series in panel.series}
+        assert len(names) == sum(len(panel.series) for panel in variant.panels) > 1
+    untold = keep(run, lambda cell: what(cell) != "training")
+    assert courses.losses(view(untold), crossing(view(untold))) is None
 
 
 def test_a_comparison_of_its_own_stands_alone() -> None:

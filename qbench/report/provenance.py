@@ -15,6 +15,8 @@ STDLIB = (
     "The text is this Python's own standard library: another Python patch release is another data digest, "
     "and so another comparison group."
 )
+KINDS: Mapping[str, str] = {"trial": "choosing learning rates", "training": "training"}
+MEASURING = "measuring"
 
 
 def suite_text(run: Run) -> str:
@@ -111,16 +113,35 @@ def _sessions(sessions: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cost(sessions: Sequence[Mapping[str, Any]], seen: View) -> str:
+    """Of the sessions that came to their end, of every cell that is kept, and of the models, whoever trained them."""
     costs = [part(session, "cost") for session in sessions]
     parts = [
         f"{duration(total)} {words}"
         for name, words in (("cpu_seconds", "of processor time"), ("wall_seconds", "on the clock"))
         if (total := sum(cost.get(name) or 0.0 for cost in costs))
     ]
+    stopped = sum(not session.get("finished") for session in sessions)
+    parts += [f"{counted(stopped, 'session')} that did not finish left out"] if stopped else []
+    memory = max((cost.get("peak_rss_bytes") or 0 for cost in costs), default=0)
+    parts += [f"at most {memory / 2**20:.0f} MiB of memory"] if memory else []
+    return ". ".join(filter(None, (", ".join(parts), _of_cells(seen), _of_models(seen))))
+
+
+def _of_cells(seen: View) -> str:
+    spent = dict.fromkeys((*KINDS.values(), MEASURING), 0.0)
+    for cell in seen.cells:
+        spent[KINDS.get(str(part(cell.spec, "measurement").get("what")), MEASURING)] += cell.seconds
+    told = [f"{duration(seconds)} {kind}" for kind, seconds in spent.items() if seconds >= 1]
+    return f"The cells one after another: {listed(told)}" if told else ""
+
+
+def _of_models(seen: View) -> str:
+    """A model that a run found in the cache cost it nothing, but has cost somebody this."""
     trained = sum(
         row.values.get("cpu_seconds", 0.0) for row in seen.rows if row.what == "training" and row.step is None
     )
-    parts += [f"training alone {duration(trained)} of processor time"] if trained else []
-    memory = max((cost.get("peak_rss_bytes") or 0 for cost in costs), default=0)
-    parts += [f"at most {memory / 2**20:.0f} MiB of memory"] if memory else []
-    return ", ".join(parts)
+    return (
+        f"All models took {duration(trained)} of processor time when they were trained, here or in an earlier run"
+        if trained
+        else ""
+    )

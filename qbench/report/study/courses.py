@@ -23,7 +23,7 @@ def section(seen: View, where: Crossing) -> Section | None:
     figures = (
         _figure(where, "growth", "Excess kurtosis while training", "Site", growths),
         _figure(where, "depth", "Excess kurtosis by depth, after training", "Site", depths),
-        _figure(where, "learning", "Loss while training", "", {"loss": _losses(seen, where)}),
+        _learning(seen, where),
     )
     shown = tuple(figure for figure in figures if figure is not None)
     if not shown:
@@ -39,6 +39,24 @@ def section(seen: View, where: Crossing) -> Section | None:
         said=tuple(_said(seen, where, growths[INTERIOR])),
         figures=shown,
     )
+
+
+def losses(seen: View, where: Crossing) -> Section | None:
+    """The losses alone, for pages that show the kurtosis of every arm elsewhere; None where none was watched."""
+    figure = _learning(seen, where)
+    if figure is None:
+        return None
+    return Section(
+        name="losses",
+        title="How training went",
+        link="Training",
+        about="Loss on the tuning split while each arm trained, mean of its seeds. What collapses rises or stays up.",
+        figures=(figure,),
+    )
+
+
+def _learning(seen: View, where: Crossing) -> Figure | None:
+    return _figure(where, "learning", "Loss while training", "", {"loss": _losses(seen, where)})
 
 
 def _figure(where: Crossing, name: str, title: str, label: str, drawn: dict[str, lines.Chart | None]) -> Figure | None:

@@ -1,4 +1,4 @@
-"""Charts with a line for each arm: one panel for each optimizer, all of one scale."""
+"""Charts with a line for each arm: one panel for each optimizer, or each depth, all of one scale."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,12 +46,19 @@ class Chart:
 
 
 def panels(chart: Chart, where: Crossing) -> tuple[Panel, ...]:
-    """One for each optimizer that has marks, or one for all arms where optimizers are not crossed."""
-    groups = {name: where.with_optimizer(name) for name in where.optimizers} if where.crossed else {}
-    groups = groups or {"": [*where.main.values()]}
+    """One for each optimizer that has marks; where optimizers are not crossed, one for each depth."""
+    groups = {name: where.with_optimizer(name) for name in where.optimizers} if where.crossed else _by_depth(where)
     both = _axis(chart, "x"), _axis(chart, "y")
     drawn = [_panel(chart, where, (name, arms), both) for name, arms in groups.items()]
     return tuple(panel for panel in drawn if panel.points)
+
+
+def _by_depth(where: Crossing) -> dict[str, list[Arm]]:
+    arms = [*where.main.values()]
+    depths = sorted({arm.layers for arm in arms})
+    if len(depths) < 2:
+        return {"": arms}
+    return {f"{depth} layers": [arm for arm in arms if arm.layers == depth] for depth in depths}
 
 
 def _axis(chart: Chart, which: Literal["x", "y"]) -> Axis:

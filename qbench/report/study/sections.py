@@ -38,7 +38,7 @@ def first(seen: View, where: Crossing, claims: Sequence[Claim]) -> list[Section]
         grids.section(seen, where, claims),
         equal.section(seen, where, claims),
         inside.section(seen, where),
-        courses.section(seen, where) if where.crossed else None,
+        courses.section(seen, where) if where.crossed else courses.losses(seen, where),
     )
     return [section for section in found if section is not None]
 
