@@ -1,6 +1,7 @@
 """Checkpoints: exact, whole or absent, and named by their content."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,25 +11,34 @@ from qbench.models.catalog import MODELS, model_spec
 from qbench.models.checkpoint import BadCheckpoint, digest, load, save
 from qbench.models.transformer import Transformer, build
 
+SEEING: dict[str, Any] = {"task": "vision", "vocabulary": 10, "channels": 3}
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+READS: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
+    "text": ({}, torch.arange(8)[None]),
+    "images": (SEEING, IMAGES),
+    "images, class token": ({**SEEING, "pooling": "class"}, IMAGES),
+}
 
-def small(arch: str = "residual-free", seed: int = 0) -> Transformer:
-    return build(model_spec(arch, layers=2, width=16, heads=2, context=8), seed)
+
+def small(arch: str = "residual-free", seed: int = 0, **settings: Any) -> Transformer:
+    return build(model_spec(arch, layers=2, width=16, heads=2, context=8, **settings), seed)
 
 
+@pytest.mark.parametrize("kind", READS)
 @pytest.mark.parametrize("arch", MODELS)
-def test_what_comes_back_is_bit_for_bit_what_was_saved(arch: str, tmp_path: Path) -> None:
-    model = small(arch)
+def test_what_comes_back_is_bit_for_bit_what_was_saved(arch: str, kind: str, tmp_path: Path) -> None:
+    settings, read = READS[kind]
+    model = small(arch, **settings)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.uniform_(0.5, 2, generator=torch.Generator().manual_seed(0))
     save(model, tmp_path / "m.safetensors", {"step": "12"})
     loaded, meta = load(tmp_path / "m.safetensors")
-    tokens = torch.arange(8)[None]
     assert (loaded.spec, meta) == (model.spec, {"step": "12"})
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
-    assert torch.equal(loaded(tokens), model(tokens))
+    assert torch.equal(loaded(read), model(read))
 
 
 def test_digest_names_the_content_and_not_the_file(tmp_path: Path) -> None:

@@ -95,6 +95,20 @@ def test_qbench_reads_it_back_without_running_its_code(arch: str, tmp_path: Path
     assert torch.equal(back.head(back.hidden(x)), model(x))
 
 
+@pytest.mark.parametrize("arch", MODELS)
+def test_qbench_reads_models_of_images_back_to_the_bit(arch: str, tmp_path: Path) -> None:
+    model = small(arch, task="vision", vocabulary=10, pooling="class", channels=3)
+    export(model, tmp_path)
+    back = load(tmp_path)
+    assert isinstance(back, Transformer)
+    assert (back.spec, back.training) == (model.spec, False)
+    named = dict(back.named_parameters())
+    assert all(torch.equal(named.pop(name), parameter) for name, parameter in model.named_parameters())
+    assert not named
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(back(x), model(x))
+
+
 def test_a_folder_says_what_it_is(tmp_path: Path) -> None:
     export(small(), tmp_path)
     found = look(tmp_path)

@@ -2,16 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import Bench
+from torch.nn.functional import cross_entropy
 
+from qbench.models.transformer import Transformer
 from qbench.results.record import Attempt, Closing, Record
 from qbench.results.run import read
+from qbench.suite import material
+from qbench.suite.answer import trial_answer
 from qbench.suite.cells import Cell, Environment
 from qbench.suite.device import find
 from qbench.suite.expand import expand, groups
+from qbench.suite.prepare import prepare
 from qbench.suite.rates import chosen, undecided
 from qbench.suite.run import plan
 from qbench.suite.schema import BadSuite, Suite, load
@@ -142,6 +149,39 @@ def test_mistakes_are_told(write: Write, before: str, after: str, told: str) -> 
     with pytest.raises(BadSuite, match=r"rated\.yaml:[0-9]+:[0-9]+") as error:
         write((before, after))
     assert told in str(error.value)
+
+
+def loss_on(model: Transformer, text: bytes) -> float:
+    """The mean loss of 32 windows of 16 bytes, evenly spaced over the text."""
+    last = len(text) - 17
+    windows = torch.tensor([list(text[i * last // 31 :][:17]) for i in range(32)])
+    with torch.no_grad():
+        logits = model(windows[:, :-1]).double()
+    return cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).item()
+
+
+def test_rates_are_judged_on_the_tuning_split_where_the_test_split_would_choose_another(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last 5 % of the text, its test split, are the lines backwards: who learned the order least is best there."""
+    monkeypatch.setenv("QBENCH_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+    suite = write(("steps: 6, batch: 2", "steps: 40, batch: 2, aux_lr: 0.01"))
+    train, tune, test = b"abcdefghijklmnopqrs\n" * 900, b"abcdefghijklmnopqrs\n" * 50, b"srqponmlkjihgfedcba\n" * 50
+    (tmp_path / "words.txt").write_bytes(train + tune + test)
+    cells = expand(suite, replace(HERE, data_digest=material.digest(suite)))
+    known: dict[str, Attempt] = {}
+    best = {tune: (inf, 0.0), test: (inf, 0.0)}  # the lowest loss on a text, and its rate
+    for cell in trials(cells)[:3]:
+        prepared = prepare(cell, "cpu", lambda *_: None)
+        (record,) = trial_answer(cell, prepared.log, 0.0).records
+        assert record.values["loss"] == pytest.approx(loss_on(prepared.model, tune), rel=1e-5)
+        followed = [row["values"] for row in prepared.log if row.get("step") == 40 and "site" not in row]
+        assert followed[-1]["validation_loss"] == record.values["loss"]
+        known[cell.id] = Attempt(Closing(cell=cell.id, question="", status="measured", spec=cell.spec()), (record,))
+        best = {text: min(best[text], (loss_on(prepared.model, text), record.values["lr"])) for text in best}
+    assert {text: rate for text, (_, rate) in best.items()} == {tune: 0.001, test: 0.1}
+    assert chosen(suite.arms, cells, known)[ARMS[0]] == 0.001
 
 
 @pytest.fixture(scope="module")
