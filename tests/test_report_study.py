@@ -474,6 +474,11 @@ def test_dashed_lines_are_what_is_expected() -> None:
 def test_flow_and_noise_are_told() -> None:
     assert "With int4/tensor @ linear" in part("flow")
     assert "G1, spectral" in part("flow")
+    told = re.search(
+        r"residual block passes on 0\.(\d\d) to 0\.(\d\d) of .* adds 0\.020; a residual-free .* 1\.", part("flow")
+    )
+    assert told
+    assert 80 <= int(told[1]) <= int(told[2]) <= 99
     assert "grows as the noise's power to the 1.0" in part("noise")
 
 
