@@ -2,8 +2,9 @@
 
     python benchmarks/train.py --json results/benchmarks/train-cpu.json
 
-The plain loop is what one would write by hand: nn.Linear, nn.RMSNorm, rotary positions, fused attention, fused AdamW
-with clipping and a cosine. It has no named places, no optimizer routing, and looks at its loss as often as ours does.
+The plain loop is what one would write by hand: nn.Linear, nn.RMSNorm or nanoGPT's nn.LayerNorm, rotary positions, fused
+attention, fused AdamW with clipping and a cosine. It has no named places, no optimizer routing, and looks at its loss
+as often as ours does.
 On a CPU process time of one thread is compared, step by step in turn; on a GPU a 124M GPT in bfloat16, compiled.
 """
 
@@ -35,6 +36,7 @@ SIZES = {
     "cpu": {"layers": 6, "width": 96, "heads": 4, "context": 128},
 }
 GPT2 = {"layers": 12, "width": 768, "heads": 12, "context": 1024, "vocabulary": 50304}
+NORMS = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}  # that of Llama, that of GPT-2
 WARM = 3  # steps that nobody counts
 
 Row = dict[str, str | int | float]
@@ -64,7 +66,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class PlainBlock(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.RMSNorm(spec.width, eps=1e-6), nn.RMSNorm(spec.width, eps=1e-6)
+        self.norm1, self.norm2 = (NORMS[spec.norm](spec.width, eps=1e-6) for _ in range(2))
         self.attention = PlainAttention(spec)
         self.fc = nn.Linear(spec.width, 4 * spec.width, bias=False)
         self.proj = nn.Linear(4 * spec.width, spec.width, bias=False)
@@ -82,7 +84,7 @@ class PlainGPT(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(spec.vocabulary, spec.width)
         self.blocks = nn.ModuleList([PlainBlock(spec) for _ in range(spec.layers)])
-        self.norm = nn.RMSNorm(spec.width, eps=1e-6)
+        self.norm = NORMS[spec.norm](spec.width, eps=1e-6)
         self.head = nn.Linear(spec.width, spec.vocabulary, bias=False)
         half = spec.width // spec.heads // 2
         angle = torch.outer(torch.arange(spec.context), 10_000.0 ** (-torch.arange(half) / half))[:, None]
@@ -151,16 +153,18 @@ def compare(name: str, spec: ModelSpec, training: TrainingSpec, device: str) -> 
         rate = training.batch * spec.context / statistics.median(times)
         operations = rate * operations_per_token(model)
         share = {} if peak is None else {"mfu": round(operations / peak[0], 4)}
-        rows.append(
-            {"size": name, "loop": label, "tokens_per_second": round(rate), "flops": float(f"{operations:.4g}")}
-        )
+        speed: Row = {"tokens_per_second": round(rate), "flops": float(f"{operations:.4g}")}
+        rows.append({"size": name, "norm": spec.norm, "loop": label, **speed})
         rows[-1] |= share
         told = f"{share['mfu']:.1%} of the peak {peak[1]}" if peak else "no peak is stated for this device"
-        print(f"{name}: {label:6} {rate:8.0f} tokens/s, {operations:.3g} operations/s; {told}")
+        print(f"{name}, {spec.norm}: {label:6} {rate:8.0f} tokens/s, {operations:.3g} operations/s; {told}")
     low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"{name}: qbench is {middle:.3f} times as fast (middle half of {len(ratios)} pairs {low:.3f} to {high:.3f})")
+    print(
+        f"{name}, {spec.norm}: qbench is {middle:.3f} times as fast "
+        f"(middle half of {len(ratios)} pairs {low:.3f} to {high:.3f})"
+    )
     ratio = {"times_as_fast": round(middle, 3), "low": round(low, 3), "high": round(high, 3), "pairs": len(ratios)}
-    return [*rows, {"size": name, "loop": "qbench / plain", **ratio}]
+    return [*rows, {"size": name, "norm": spec.norm, "loop": "qbench / plain", **ratio}]
 
 
 def optimizers(name: str, spec: ModelSpec, steps: int, device: str) -> list[Row]:
@@ -206,7 +210,9 @@ def main() -> None:
         torch.set_num_threads(1)
         where = dict(machine())
         for name, sizes in SIZES.items():
-            rows += compare(name, model_spec("residual", **sizes), TrainingSpec(steps=options.steps), "cpu")
+            for norm in NORMS:
+                spec = model_spec("residual", **sizes, norm=norm)
+                rows += compare(name, spec, TrainingSpec(steps=options.steps), "cpu")
             rows += optimizers(name, model_spec("residual", **sizes), options.steps // 2, "cpu")
     if options.json:
         lines = ",\n  ".join(json.dumps(row) for row in rows)

@@ -291,7 +291,8 @@ def test_what_trained_otherwise_before_has_another_key(small: Suite) -> None:
 
     def key(**quantized: str) -> dict[str, Any]:
         inside = {name.replace("_", ":"): quantizer for name, quantizer in quantized.items()} or None
-        return revisions.of_training(TrainingSpec(optimizer="shampoo", quantized=inside), HERE).get("trained_with", {})
+        training = TrainingSpec(optimizer="shampoo", quantized=inside)
+        return revisions.of_training(ModelSpec(), training, HERE).get("trained_with", {})
 
     assert key() == {}
     assert "inside" not in key(state_momentum="int8/tensor", activation_interior="int4/tensor")
@@ -301,3 +302,6 @@ def test_what_trained_otherwise_before_has_another_key(small: Suite) -> None:
         {"weight_all": "int4/channel/sr:1"},
     ):
         assert key(**settings)["inside"] == revisions.INSIDE
+    for settings in ({"norm": "layernorm"}, {"qk_norm": "layernorm"}):
+        found = revisions.of_training(ModelSpec(**settings), TrainingSpec(), HERE)
+        assert found == {"trained_with": {"layernorm": revisions.LAYER_NORM}}

@@ -43,8 +43,8 @@ class Norm(nn.Module):
         if self.kind == "none":
             return x_BTD
         wide_BTD = wide(x_BTD)
-        if self.kind == "layernorm":
-            wide_BTD = wide_BTD - wide_BTD.mean(-1, keepdim=True)
+        if self.kind == "layernorm" and self.gain is not None:
+            return F.layer_norm(wide_BTD, self.gain.shape, wide(self.gain), eps=1e-6).type_as(x_BTD)
         wide_BTD = wide_BTD * torch.rsqrt(wide_BTD.square().mean(-1, keepdim=True) + 1e-6)
         return (wide_BTD if self.gain is None else wide_BTD * self.gain).type_as(x_BTD)
 

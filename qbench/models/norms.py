@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from qbench.models.spec import Norm
 
@@ -46,7 +47,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         wide_BTD = wide(x_BTD)
-        return (_scaled(wide_BTD - wide_BTD.mean(-1, keepdim=True)) * self.gain).type_as(x_BTD)
+        return functional.layer_norm(wide_BTD, self.gain.shape, wide(self.gain), eps=EPSILON).type_as(x_BTD)
 
 
 def wide(x: Tensor) -> Tensor:

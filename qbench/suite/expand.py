@@ -7,6 +7,7 @@ from typing import Any
 
 from qbench.capture.sites import CALIBRATION_SITES, SiteNames, resolve
 from qbench.data.catalog import stored_name
+from qbench.models.spec import ModelSpec
 from qbench.quant.catalog import quantizer_spec
 from qbench.stats.looks import added
 from qbench.suite import revisions
@@ -220,7 +221,8 @@ def _cell(suite: Suite, environment: Environment, whose: tuple[Arm, int], measur
     if arm.training is not None:
         training = {name: listed(value) for name, value in arm.training.stored().items()}
     trained: dict[str, Any] = {} if found is not None else {"train": revisions.TRAIN}
-    trained |= {} if arm.training is None else revisions.of_training(arm.training, environment)
+    if arm.training is not None and isinstance(arm.model, ModelSpec):
+        trained |= revisions.of_training(arm.model, arm.training, environment)
     return Cell(
         suite=suite.name,
         version=suite.version,
