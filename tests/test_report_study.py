@@ -415,6 +415,19 @@ def test_at_equal_loss_the_seeds_are_paired() -> None:
     assert "stopped at the loss of residual-free" in part("equal")
 
 
+def test_who_was_stopped_is_named_and_rows_without_a_number_are_left_to_the_table() -> None:
+    one = next(one for one in stopped.comparisons(seen(), where(), "int4/tensor @ boundaries") if one.ratio)
+    every = equal.table([one, replace(one, stopped=("osp", one.stopped[1]))])
+    assert [row[every.columns.index("stopped")] for row in every.rows] == [one.stopped[0], "osp"]
+    section = equal.section(seen(), where(), asked())
+    assert section is not None
+    [(_, maps)] = section.maps
+    assert maps
+    assert all(any("×" in cell for cell in row[1:]) for drawn in maps for row in drawn.rows)
+    assert "its shortest ends at" in part("equal")
+    assert len({said.split("residual-free")[0] for said in section.said}) == len(section.said)  # one an optimizer
+
+
 # Rates
 
 

@@ -105,11 +105,14 @@ def _told(one: Equal) -> bool:
 
 
 def _said(where: Crossing, found: Sequence[Equal]) -> list[str]:
-    """The first treatment with numbers in sentences: against the second architecture where it is there."""
+    """The first treatment with numbers in sentences: the first architecture that was stopped earlier, against the
+    second one of the study where it is there. The maps hold the others.
+    """
     told = [one for one in found if one.ratio]
     first = next((one.treatment for one in told), "")
     main = next((name for name in where.architectures[1:] if any(one.other[0] == name for one in told)), "")
-    return [_sentence(one) for one in told if one.treatment == first and one.other[0] == main]
+    pairs = [one for one in told if one.treatment == first and one.other[0] == main]
+    return [_sentence(one) for one in pairs if one.stopped[0] == pairs[0].stopped[0]]
 
 
 def _sentence(one: Equal) -> str:
@@ -124,12 +127,18 @@ def _sentence(one: Equal) -> str:
 
 
 def _maps(where: Crossing, treatments: Iterable[str], found: Sequence[Equal]) -> Iterator[Table]:
-    """Of each treatment and each architecture that was stopped: the ratio at equal loss, and at equal steps."""
+    """Of each treatment and each architecture that was stopped: the ratio at equal loss, and at equal steps.
+
+    Who was compared in no optimizer has no row here; the table behind the charts says why.
+    """
     for treatment in treatments:
         for stopped in dict.fromkeys(one.stopped[0] for one in found):
             here = {one.other: one for one in found if one.treatment == treatment and one.stopped[0] == stopped}
             optimizers = [name for name in where.optimizers if any(other[1] == name for other in here)]
-            others = [name for name in where.architectures if any(other[0] == name for other in here)]
+            compared = {other[0] for other, one in here.items() if one.ratio}
+            others = [name for name in where.architectures if name in compared]
+            if not others:
+                continue
             yield Table(
                 caption=f"{treatment}: {stopped} ÷ other at the other's loss; below: 95 %, and at equal steps",
                 columns=("", *optimizers),
@@ -160,22 +169,24 @@ def _times(ratio: Interval) -> str:
 
 
 def table(found: Sequence[Equal]) -> Table:
-    stopped = listed(list(dict.fromkeys(one.stopped[0] for one in found)))
     return Table(
-        caption=f"{stopped}, stopped at the loss of the other: loss increases there and their ratio, 95 % over seeds",
+        caption="Stopped at the loss of the other: loss increases there and their ratio, 95 % over seeds",
         columns=(
             "treatment",
             "optimizer",
+            "stopped",
             "other",
             "at loss",
-            "stopped",
+            "stopped one's",
             "other's",
             "at equal steps",
             "at equal loss",
             "",
         ),
-        rows=tuple((one.treatment, one.other[1], one.other[0], number(one.loss), *_row(one)) for one in found),
-        words=(1, 2, 8),
+        rows=tuple(
+            (one.treatment, one.other[1], one.stopped[0], one.other[0], number(one.loss), *_row(one)) for one in found
+        ),
+        words=(1, 2, 3, 9),
     )
 
 
