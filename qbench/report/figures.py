@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from qbench.report import budget, charts, provenance
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0b62a8", "#c2410c", "#00795e", "#8a3fa0", "#856404", "#4d5663", "#a3195b", "#3f6f12")  # as in page.css
 SHAPES = ("o", "^", "s", "D", "v", "P", "h")
 FORMATS = ("svg", "png")
+WIDE = 52  # letters of a title that fit over a panel
 FEW = 6  # arms that a legend inside a panel has room for
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "qbench",  # the same figure is the same file
@@ -113,7 +115,7 @@ def draw(axes: "Axes", panel: Panel) -> None:
         x, y = zip(*((panel.x.scale(mark.x), panel.y.scale(mark.y)) for mark in panel.ringed), strict=True)
         axes.plot(x, y, "o:" if panel.joined else "o", color="0.1", markerfacecolor="none", markersize=9, linewidth=0.8)
     _ticks(axes, panel)
-    axes.set_title(panel.title, fontsize="medium", loc="left")
+    axes.set_title(fill(panel.title, WIDE), fontsize="medium", loc="left")
 
 
 def _draw_series(axes: "Axes", panel: Panel, series: Series) -> None:
