@@ -64,7 +64,7 @@ class Draft:
 
 def draft(source: Source) -> Draft:
     """A copy of what a gate reads of a run. Raises BadEvidence where its vectors cannot be read."""
-    return Draft([_cell(source, one) for one in source.run.cells.values()], dict(source.session))
+    return Draft([_cell(source, one) for one in source.run.cells.values()], dict(source.run.session))
 
 
 def _cell(source: Source, attempt: Attempt) -> Cell:

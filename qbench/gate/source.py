@@ -6,7 +6,7 @@ import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +65,6 @@ class Source:
     def gone(self) -> int:
         """How many cells were asked for and have no attempt."""
         return sum(cell not in self.run.cells for cell in self.asked or ())
-
-    @property
-    def session(self) -> Mapping[str, Any]:
-        """The last one on the folder; empty where no manifest tells of one."""
-        return self.run.session
 
 
 @contextmanager

@@ -160,7 +160,7 @@ def _stale(policy: Policy, candidate: Source, today: date) -> str:
 def finished(source: Source) -> date | None:
     """The day on which a run was measured; None where it does not say."""
     try:
-        return datetime.fromisoformat(str(source.session.get("finished"))).date()
+        return datetime.fromisoformat(str(source.run.session.get("finished"))).date()
     except ValueError:
         return None
 
