@@ -10,7 +10,7 @@ from qbench.report.panels import Mark, Panel, Rule, Series
 from qbench.report.study.crossing import Crossing
 from qbench.report.tables import NONE, Table
 from qbench.report.view import Arm
-from qbench.report.words import number
+from qbench.report.words import counted, number
 
 Marks = Mapping[str, Sequence[Mark]]  # by the name of the arm
 Scale = Literal["linear", "logarithmic", "kurtosis"]
@@ -58,7 +58,7 @@ def _by_depth(where: Crossing) -> dict[str, list[Arm]]:
     depths = sorted({arm.layers for arm in arms})
     if len(depths) < 2:
         return {"": arms}
-    return {f"{depth} layers": [arm for arm in arms if arm.layers == depth] for depth in depths}
+    return {counted(depth, "layer"): [arm for arm in arms if arm.layers == depth] for depth in depths}
 
 
 def _axis(chart: Chart, which: Literal["x", "y"]) -> Axis:
